@@ -1,0 +1,47 @@
+# Needs Python 3.11 or newer, gcc, make and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+SOURCES = model export runtime validation scripts tests
+# A worker each core; every test keeps its own arithmetic to one or two threads.
+WORKERS ?= 2
+
+.PHONY: help dev test test-slow lint types demo clean
+
+help:
+	@echo "make dev        set up $(VENV) with everything the tests need"
+	@echo "make test       lint, types and the fast tests"
+	@echo "make test-slow  the tests marked slow"
+	@echo "make demo       export, upscale and validate on one photograph (CHECKPOINT=path)"
+
+# torch first and alone: whatever else wants it then finds it installed.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt 'setuptools>=77'
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]' --config-settings editable_mode=strict
+	touch $@
+
+# The strict editable install links files one by one, so new files need the links made anew.
+dev: $(VENV)/installed
+	$(PIP) install -q --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+
+lint: dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: dev
+	$(BIN)/mypy -p pcsr
+
+test: lint types
+	$(BIN)/pytest -m 'not slow' -n $(WORKERS)
+
+test-slow: dev
+	$(BIN)/pytest -m slow -n $(WORKERS)
+
+demo: dev
+	$(BIN)/python scripts/demo.py $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

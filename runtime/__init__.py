@@ -1,0 +1,11 @@
+"""Bundle and picture in, picture out, without PyTorch.
+
+`Upscaler.open(bundle)` gives a callable that upscales NumPy pictures. Reads top to bottom in `upscaler.py`:
+plan tiles, probabilities per tile, decide once, colours per tile, compose.
+"""
+
+from pcsr.runtime.errors import PcsrError
+from pcsr.runtime.options import Cost, Decision, Options, Result
+from pcsr.runtime.upscaler import Upscaler
+
+__all__ = ["Cost", "Decision", "Options", "PcsrError", "Result", "Upscaler"]

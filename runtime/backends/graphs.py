@@ -1,0 +1,136 @@
+"""A bundle's graphs driven on NumPy arrays, whoever runs a graph.
+
+The classifier and class 0 run densely on every pixel of a block: the table is expanded by rows and columns,
+which shares work among the output rows of an input row and needs no index lists. The other classes run on the
+pixels routed to them, in chunks that stay in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcsr.runtime.backends.protocol import Float, Tables
+from pcsr.runtime.bundle import Bundle, head_weights
+from pcsr.runtime.geometry import Axis
+from pcsr.runtime.terms import Terms, terms
+from pcsr.runtime.tiling import Region
+
+__all__ = ["GraphBackend", "Run"]
+
+Run = Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
+"""Runs one graph: inputs by name to outputs in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    rows: Axis
+    columns: Axis
+    classifier: Terms
+    upsamplers: tuple[Terms, ...]
+
+
+class GraphBackend:
+    """Runs the graphs of a bundle through callables; see `Backend` for what each method promises."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graphs: Mapping[str, Run],
+        *,
+        name: str,
+        provider: str,
+        precision: str,
+        device: str,
+        block: int,
+        chunk: int,
+    ) -> None:
+        """Take over graphs that are ready to run.
+
+        Args:
+            bundle: theirs.
+            graphs: by name, like the manifest's.
+            name: of the backend.
+            provider: what runs them.
+            precision: theirs.
+            device: where they run.
+            block: output pixels to be given at once.
+            chunk: rows that an upsampler is given at once.
+        """
+        self.name, self.provider, self.precision, self.device = name, provider, precision, device
+        self.block = block
+        self._chunk = chunk
+        self._graphs = dict(graphs)
+        heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]
+        weights = bundle.weights()
+        widths = zip(heads, bundle.manifest.table_channels, strict=True)
+        self._first = {head: head_weights(weights, head, width) for head, width in widths}
+
+    def place(self, rows: Axis, columns: Axis) -> _Place:
+        """Row and column terms of every per-pixel network, for one picture."""
+        classifier, *upsamplers = (terms(first, rows, columns) for first in self._first.values())
+        return _Place(rows, columns, classifier, tuple(upsamplers))
+
+    def tables(self, lr: Float, window: Region) -> Tables:
+        """Run the backbone."""
+        classifier, *upsamplers = self._graphs["backbone"]({"lr": np.ascontiguousarray(lr[None])})
+        return Tables(window, classifier, tuple(upsamplers))
+
+    def probabilities(self, tables: Tables, place: _Place, region: Region) -> Float:
+        """Run the classifier on a block."""
+        return self._dense("classifier", tables.classifier, place.classifier, tables.window, place, region)
+
+    def residuals(self, tables: Tables, place: _Place, region: Region, classes: NDArray[np.uint8]) -> Float:
+        """Run class 0 on the whole block where it has any pixel, the others on theirs."""
+        if (classes == 0).any():
+            lightest = place.upsamplers[0]
+            out = self._dense("upsampler_0", tables.upsamplers[0], lightest, tables.window, place, region)
+        else:
+            rows, columns = region.shape
+            out = np.empty((rows, 3, columns), dtype=np.float32)
+        for j in range(1, len(place.upsamplers)):
+            routed = np.flatnonzero(classes == j).astype(np.int32)
+            if routed.size:
+                self._sparse(j, routed, tables, place, region, out)
+        return out
+
+    def _dense(
+        self, graph: str, table: NDArray[Any], head: Terms, window: Region, place: _Place, region: Region
+    ) -> Float:
+        y, x = slice(region.top, region.bottom), slice(region.left, region.right)
+        nearest = place.rows.nearest[y]
+        first, last = int(nearest[0]), int(nearest[-1])
+        feed = {
+            "table": table[first - window.top : last + 1 - window.top],
+            "rows": nearest - np.int32(first),
+            "columns": place.columns.nearest[x] - np.int32(window.left),
+            "row_terms": head.rows[y, :, None],
+            "column_terms": np.ascontiguousarray(head.columns[x].T)[None],
+        }
+        return self._graphs[graph](feed)[0]
+
+    def _sparse(
+        self, j: int, routed: NDArray[np.int32], tables: Tables, place: _Place, region: Region, out: Float
+    ) -> None:
+        table, head, window = tables.upsamplers[j], place.upsamplers[j], tables.window
+        y, x = slice(region.top, region.bottom), slice(region.left, region.right)
+        # The index of a pixel's input pixel in the flat table is a sum of a row's and a column's part.
+        row_start = (place.rows.nearest[y] - np.int32(window.top)) * np.int32(table.shape[1])
+        column_start = place.columns.nearest[x] - np.int32(window.left)
+        fixed = {
+            "table": table.reshape(-1, table.shape[-1]),
+            "row_terms": head.rows[y],
+            "column_terms": head.columns[x],
+        }
+        for start in range(0, routed.size, self._chunk):
+            row, column = np.divmod(routed[start : start + self._chunk], np.int32(region.shape[1]))
+            feed = {"pixel": row_start[row] + column_start[column], "row": row, "column": column, **fixed}
+            out[row, :, column] = self._graphs[f"upsampler_{j}"](feed)[0]
+
+    def close(self) -> None:
+        """Let go of the graphs."""
+        self._graphs.clear()

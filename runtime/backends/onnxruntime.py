@@ -1,0 +1,138 @@
+"""The portable backend: ONNX Runtime, on the CPU or through CUDA.
+
+On the CPU the backbone runs on all threads of its session; the per-pixel networks run single-threaded
+sessions, called from the upscaler's workers on blocks that stay in cache. That is faster than ONNX Runtime's
+own parallelism for such small layers, and makes the bytes independent of the number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from types import ModuleType
+from typing import Any
+
+from pcsr.runtime.backends.graphs import GraphBackend, Run
+from pcsr.runtime.bundle import Bundle
+from pcsr.runtime.errors import BackendError, OptionError
+
+__all__ = ["open_model", "open_onnxruntime"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Measured (docs/performance.md): blocks of 8k to 32k pixels and chunks of 2k to 4k rows are equally fast.
+CPU_BLOCK, CPU_CHUNK = 1 << 14, 1 << 12
+# A GPU wants enough pixels to fill it; 2^20 rows of a heavy layer take 300 MB.
+CUDA_BLOCK, CUDA_CHUNK = 1 << 20, 1 << 20
+
+
+def open_onnxruntime(bundle: Bundle, *, device: str, precision: str, threads: int) -> GraphBackend:
+    """Open a bundle's graphs in ONNX Runtime; arguments and errors as for `open_backend`."""
+    kind, index = _parse_device(device)
+    provider = PROVIDERS[kind]
+    if precision == "auto":
+        precision = _fastest(bundle, kind)
+    files = bundle.graphs(precision)
+    ort = _import(provider)
+
+    def open_graph(name: str) -> Run:
+        where = f"graph {name} ({bundle.path / files[name].path})"
+        provider_options = {"device_id": index} if kind == "cuda" else {}
+        session_threads = threads if name == "backbone" else 1
+        session = _session(
+            ort, bundle.read(files[name]), where, (provider, provider_options), session_threads
+        )
+        return lambda feed: session.run(None, feed)
+
+    return GraphBackend(
+        bundle,
+        {name: open_graph(name) for name in files},
+        name="onnxruntime",
+        provider=provider,
+        precision=precision,
+        device=device,
+        block=CPU_BLOCK if kind == "cpu" else CUDA_BLOCK,
+        chunk=CPU_CHUNK if kind == "cpu" else CUDA_CHUNK,
+    )
+
+
+def open_model(model: bytes, where: str, *, threads: int = 1) -> Run:
+    """Open one graph on the CPU.
+
+    Args:
+        model: serialised ONNX.
+        where: what to call it in an error.
+        threads: of its session.
+
+    Raises:
+        BackendError: ONNX Runtime is missing or refuses the graph.
+    """
+    provider = PROVIDERS["cpu"]
+    session = _session(_import(provider), model, where, (provider, {}), threads)
+    return lambda feed: session.run(None, feed)
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    kind, colon, index = device.partition(":")
+    if kind not in PROVIDERS or (colon and (kind == "cpu" or not index.isdecimal())):
+        raise OptionError(f"no device is named {device!r}; use cpu, cuda or cuda:<index>")
+    return kind, int(index or 0)
+
+
+def _fastest(bundle: Bundle, kind: str) -> str:
+    # Processors have no half-precision kernels in ONNX Runtime: fp16 graphs run there between casts.
+    preferred = ("fp32", "fp16") if kind == "cpu" else ("fp16", "fp32")
+    return next(precision for precision in preferred if precision in bundle.precisions)
+
+
+def _import(provider: str) -> ModuleType:
+    """ONNX Runtime, if it is installed once and has the provider.
+
+    Raises:
+        BackendError: missing, installed twice, or without the provider.
+    """
+    distributions = ("onnxruntime", "onnxruntime-gpu")
+    installed = [name for name in distributions if any(importlib.metadata.distributions(name=name))]
+    if len(installed) == 2:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite one another; "
+            "run: pip uninstall onnxruntime onnxruntime-gpu, then install the one you need"
+        )
+    extra = "cpu" if provider == PROVIDERS["cpu"] else "gpu"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"ONNX Runtime cannot be imported ({error}); run: pip install 'pcsr[{extra}]'"
+        ) from error
+    if extra == "gpu" and hasattr(onnxruntime, "preload_dlls"):
+        # CUDA and cuDNN from the package index are found only when loaded first.
+        onnxruntime.preload_dlls()
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise BackendError(
+            f"this ONNX Runtime ({', '.join(installed)} {onnxruntime.__version__}) has no {provider}, only "
+            f"{', '.join(available)}; run: pip uninstall {' '.join(installed)}, then: pip install 'pcsr[{extra}]'"
+        )
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _session(
+    ort: ModuleType, model: bytes, where: str, provider: tuple[str, dict[str, Any]], threads: int
+) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads that spin while they wait would take the cores from the workers of the other stages.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(model, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        raise BackendError(f"ONNX Runtime refuses {where}: {error}") from error
+    got = session.get_providers()
+    if got[0] != provider[0]:
+        raise BackendError(
+            f"{where} was to run on {provider[0]} and ONNX Runtime gave {', '.join(got)}; its message above this "
+            "one says why (often a CUDA or cuDNN library of another version)"
+        )
+    return session

@@ -1,0 +1,76 @@
+"""What the upscaler asks of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcsr.runtime.geometry import Axis
+from pcsr.runtime.tiling import Region
+
+__all__ = ["Backend", "Tables"]
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """First-layer sums of every per-pixel network over a window, once per input pixel.
+
+    Attributes:
+        window: of the input.
+        classifier: (h, C, w), or whatever the backend keeps.
+        upsamplers: one each class: (h, C, w) for class 0, (h, w, C) for the others.
+    """
+
+    window: Region
+    classifier: NDArray[Any]
+    upsamplers: tuple[NDArray[Any], ...]
+
+
+class Backend(Protocol):
+    """Runs the networks. Safe to call from several threads; the same input gives the same bytes."""
+
+    name: str
+    provider: str
+    precision: str
+    device: str
+    block: int
+    """Output pixels that `probabilities` and `residuals` like to be given at once."""
+
+    def place(self, rows: Axis, columns: Axis) -> Any:
+        """What depends on the geometry of a picture alone, made once per picture and handed back below."""
+
+    def tables(self, lr: Float, window: Region) -> Tables:
+        """Run the backbone over a window.
+
+        Args:
+            lr: (3, h, w) float32 RGB, 0 to 1 nominal.
+            window: where it lies on the input.
+        """
+
+    def probabilities(self, tables: Tables, place: Any, region: Region) -> Float:
+        """Run the classifier on every pixel of an output region.
+
+        Returns:
+            (rows, P, columns) float32; P = 1, the probability of being heavy, for two classes, else P = M.
+        """
+
+    def residuals(self, tables: Tables, place: Any, region: Region, classes: NDArray[np.uint8]) -> Float:
+        """Run on every pixel of an output region the upsampler of its class.
+
+        Args:
+            tables: of a window that holds all nearest input pixels.
+            place: of the picture.
+            region: of the output.
+            classes: (rows, columns).
+
+        Returns:
+            (rows, 3, columns) float32, to be added to the bilinear base; the caller may overwrite it.
+        """
+
+    def close(self) -> None:
+        """Release what it holds."""

@@ -1,0 +1,147 @@
+"""From residuals to pixels: bilinear base, refinement, rounding. NumPy, on one block at a time.
+
+Blocks are planar, (rows, channels, columns), as the graphs of the per-pixel networks give them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcsr.runtime.errors import PictureError
+from pcsr.runtime.geometry import Axis
+from pcsr.runtime.tiling import Region
+
+__all__ = ["base", "check_picture", "refine", "store", "to_float"]
+
+Float = NDArray[np.float32]
+
+FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+
+
+def check_picture(picture: NDArray[Any]) -> None:
+    """Refuse what is not a picture.
+
+    Raises:
+        PictureError: wrong shape or dtype, no pixels, or NaN or infinity among them.
+    """
+    if not isinstance(picture, np.ndarray):
+        raise PictureError(f"a picture is a NumPy array, this is a {type(picture).__name__}")
+    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 3, 4)):
+        raise PictureError(
+            f"a picture has the shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), not {picture.shape}"
+        )
+    if picture.dtype not in (np.uint8, np.uint16, np.float32):
+        raise PictureError(f"a picture is uint8, uint16 or float32, not {picture.dtype}; convert it first")
+    if 0 in picture.shape:
+        raise PictureError(f"a picture of shape {picture.shape} has no pixels")
+    if picture.dtype == np.float32 and not np.isfinite(picture).all():
+        raise PictureError("the picture has NaN or infinite values; replace them first")
+
+
+def to_float(window: NDArray[Any]) -> Float:
+    """A window of a picture as planar float32, 0 to 1 nominal.
+
+    Args:
+        window: (h, w) or (h, w, channels), uint8, uint16 or float32.
+
+    Returns:
+        (h, channels, w).
+    """
+    planar = window[:, None, :] if window.ndim == 2 else window.transpose(0, 2, 1)
+    if planar.dtype == np.float32:
+        return np.ascontiguousarray(planar)
+    return planar.astype(np.float32) / np.float32(FULL_SCALE[planar.dtype])
+
+
+def base(picture: NDArray[Any], rows: Axis, columns: Axis, region: Region) -> Float:
+    """Bilinear interpolation of a picture over an output region (align_corners=False, borders repeated).
+
+    Args:
+        picture: (h, w) or (h, w, channels), the whole input.
+        rows: vertical geometry.
+        columns: horizontal geometry.
+        region: of the output.
+
+    Returns:
+        (rows, channels, columns) float32.
+    """
+    y, x = slice(region.top, region.bottom), slice(region.left, region.right)
+    top, bottom = int(rows.low[region.top]), int(rows.high[region.bottom - 1]) + 1
+    left, right = int(columns.low[region.left]), int(columns.high[region.right - 1]) + 1
+    lr = to_float(picture[top:bottom, left:right])
+    across = _between(lr, columns.low[x] - left, columns.high[x] - left, columns.weight[x], axis=2)
+    return _between(across, rows.low[y] - top, rows.high[y] - top, rows.weight[y, None, None], axis=0)
+
+
+def _between(
+    values: Float, low: NDArray[np.int32], high: NDArray[np.int32], weight: Float, *, axis: int
+) -> Float:
+    out = values.take(high, axis=axis)
+    first = values.take(low, axis=axis)
+    # first * (1 - weight) + out * weight: exact where both are equal, as at the borders.
+    out *= weight
+    first *= np.float32(1) - weight
+    out += first
+    return out
+
+
+def refine(
+    colour: Float, classes: NDArray[np.uint8], region: Region, inner: Region, size: tuple[int, int]
+) -> Float:
+    """Average light pixels that touch a heavier one over their 3x3 neighbourhood (paper, section 3.4).
+
+    All averages are of unrefined values; pixels on the picture's border stay as they are.
+
+    Args:
+        colour: (rows, 3, columns) of `region`, overwritten.
+        classes: (rows, columns) of `region`.
+        region: `inner` with a margin of one pixel, where the picture has it.
+        inner: output region that is wanted.
+        size: (H, W) of the picture.
+
+    Returns:
+        (rows, 3, columns) of `inner`, a view.
+    """
+    light = classes == 0
+    if light.any() and not light.all():
+        lightest = np.ones_like(light)
+        # A 3x3 minimum over the interior, one axis after the other.
+        across = light[:, :-2] & light[:, 1:-1] & light[:, 2:]
+        lightest[1:-1, 1:-1] = across[:-2] & across[1:-1] & across[2:]
+        touched = light & ~lightest
+        # `lightest` is true on the margin, so only pixels with all eight neighbours are candidates.
+        y, x = np.nonzero(touched)
+        if y.size:
+            total = np.zeros((y.size, colour.shape[1]), dtype=np.float32)
+            for dy in (-1, 0, 1):
+                for dx in (-1, 0, 1):
+                    total += colour[y + dy, :, x + dx]
+            colour[y, :, x] = total / np.float32(9)
+    top, left = inner.top - region.top, inner.left - region.left
+    rows, columns = inner.shape
+    return colour[top : top + rows, :, left : left + columns]
+
+
+def store(colour: Float, out: NDArray[Any]) -> None:
+    """Write a block into the output picture, in its type.
+
+    Integers are clamped and rounded half to even; float32 is stored as it is. One output channel takes the
+    mean of three.
+
+    Args:
+        colour: (rows, channels, columns) float32, overwritten.
+        out: (rows, columns) or (rows, columns, channels), a view of the output.
+    """
+    planar = out[:, None, :] if out.ndim == 2 else out.transpose(0, 2, 1)
+    if planar.shape[1] == 1 and colour.shape[1] == 3:
+        colour = colour.mean(axis=1, keepdims=True, dtype=np.float32)
+    if out.dtype != np.float32:
+        full = np.float32(FULL_SCALE[out.dtype])
+        colour *= full
+        np.rint(colour, out=colour)
+        np.clip(colour, np.float32(0), full, out=colour)
+        colour = colour.astype(out.dtype)
+    planar[...] = colour

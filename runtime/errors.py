@@ -1,0 +1,68 @@
+"""One family of errors, each saying what was wrong, where, and what to do.
+
+PcsrError
+├ OptionError          an option or argument has no meaning or contradicts another
+├ CheckpointError      a checkpoint cannot be trusted or does not hold a PCSR network
+├ BundleError          a bundle is missing, damaged, foreign, or lacks what was asked for
+├ PictureError         a picture cannot be read, upscaled or written
+├ BackendError         a backend is missing, broken, or did not give what was asked for
+├ MemoryLimitError     the memory limit cannot hold the smallest piece of work
+├ CheckError           a check of exactness or accuracy failed
+├ CancelledError       the caller's progress callback asked to stop
+└ ClosedError          the upscaler has been closed
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CancelledError",
+    "CheckError",
+    "CheckpointError",
+    "ClosedError",
+    "MemoryLimitError",
+    "OptionError",
+    "PcsrError",
+    "PictureError",
+]
+
+
+class PcsrError(Exception):
+    """Base of everything this toolkit raises on purpose."""
+
+
+class OptionError(PcsrError, ValueError):
+    """An option or argument has no meaning or contradicts another."""
+
+
+class CheckpointError(PcsrError):
+    """A checkpoint cannot be trusted or does not hold a PCSR network."""
+
+
+class BundleError(PcsrError):
+    """A bundle is missing, damaged, foreign, or lacks what was asked for."""
+
+
+class PictureError(PcsrError):
+    """A picture cannot be read, upscaled or written."""
+
+
+class BackendError(PcsrError):
+    """A backend is missing, broken, or did not give what was asked for."""
+
+
+class MemoryLimitError(PcsrError):
+    """The memory limit cannot hold the smallest piece of work."""
+
+
+class CheckError(PcsrError):
+    """A check of exactness or accuracy failed."""
+
+
+class CancelledError(PcsrError):
+    """The caller's progress callback asked to stop."""
+
+
+class ClosedError(PcsrError, RuntimeError):
+    """The upscaler has been closed."""
