@@ -6,10 +6,10 @@ the paper's convention and in true multiply-accumulates.
 """
 
 from pcsr.model.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
-#from pcsr.model.cost import NetworkCost, network_cost
-#from pcsr.model.dense import DenseNetwork, load_dense, upscale_dense
+from pcsr.model.cost import NetworkCost, network_cost
+from pcsr.model.dense import DenseNetwork, load_dense, upscale_dense
 from pcsr.model.network import BACKBONES, Network, NetworkSpec, build
-#from pcsr.model.reference import Reference, upscale
+from pcsr.model.reference import Reference, upscale
 
 __all__ = [
     "BACKBONES",

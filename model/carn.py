@@ -1,4 +1,4 @@
-"""CARN: cascading residual network with grouped convolutions and shared residual units (PCSR's mobile variant)."""
+"""CARN: a cascading residual network with grouped convolutions and shared residual units."""
 
 from __future__ import annotations
 

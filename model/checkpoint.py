@@ -8,6 +8,7 @@ with `weights_only=True`. Tensors are compared with a network that has shapes bu
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def save_checkpoint(
     if SPEC_KEY in metadata:
         raise OptionError(f'metadata key "{SPEC_KEY}" belongs to the network spec; choose another')
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    content = safetensors.torch.save(tensors, {**metadata, SPEC_KEY: network.spec.to_json()})
+    content = _ordered(safetensors.torch.save(tensors, {**metadata, SPEC_KEY: network.spec.to_json()}))
     # In the same folder, so that the rename stays within one file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -158,7 +159,9 @@ def _check_names(expected: set[str], found: set[str], path: Path) -> None:
 def _check_kind(name: str, kind: tuple[tuple[int, ...], torch.dtype], expected: Tensor, path: Path) -> None:
     shape, dtype = kind
     if shape != tuple(expected.shape):
-        raise CheckpointError(f"{path}: {name} has the shape {shape}, the network needs {tuple(expected.shape)}")
+        raise CheckpointError(
+            f"{path}: {name} has the shape {shape}, the network needs {tuple(expected.shape)}"
+        )
     if dtype not in (_FLOATS if expected.dtype.is_floating_point else (expected.dtype,)):
         wanted = "a floating-point type" if expected.dtype.is_floating_point else str(expected.dtype)
         raise CheckpointError(f"{path}: {name} has the type {dtype}, the network needs {wanted}")
@@ -181,7 +184,9 @@ def _is_safetensors(path: Path) -> bool:
     """Whether the file starts as one: the header's length in 8 bytes, then a JSON object."""
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path} is {'not a file' if path.exists() else 'missing'}; give a checkpoint file")
+            raise CheckpointError(
+                f"{path} is {'not a file' if path.exists() else 'missing'}; give a checkpoint file"
+            )
         with path.open("rb") as file:
             return file.read(9)[8:] == b"{"
     except OSError as error:
@@ -217,6 +222,14 @@ def _load_safetensors(path: Path) -> Network:
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or truncated ({error}); copy or save it again") from error
     return network
+
+
+def _ordered(content: bytes) -> bytes:
+    """Sort the keys of the header: the library writes metadata in random order."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def _sync_folder(folder: Path) -> None:

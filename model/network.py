@@ -75,8 +75,12 @@ class NetworkSpec:
         defaults = BACKBONES[self.backbone].OPTIONS
         given = dict(self.options)
         if surplus := sorted(set(given) - set(defaults)):
-            raise OptionError(f"backbone {self.backbone} has no option {surplus[0]!r}; it has {', '.join(defaults)}")
-        object.__setattr__(self, "options", tuple((key, given.get(key, default)) for key, default in defaults.items()))
+            raise OptionError(
+                f"backbone {self.backbone} has no option {surplus[0]!r}; it has {', '.join(defaults)}"
+            )
+        object.__setattr__(
+            self, "options", tuple((key, given.get(key, default)) for key, default in defaults.items())
+        )
         _check_integer("width", self.width, MAX_WIDTH)
         for key, value in self.options:
             _check_integer(key, value, MAX_OPTION)
@@ -87,9 +91,10 @@ class NetworkSpec:
         if self.classifier is not None:
             _check_hidden("the classifier", self.classifier)
         if (self.classifier is None) != (len(self.upsamplers) == 1):
+            classifier = "without" if self.classifier is None else "with"
             raise OptionError(
-                f"{len(self.upsamplers)} upsamplers {'without' if self.classifier is None else 'with'} a classifier; "
-                "a complete network has a classifier and at least two, a heavy-only one has no classifier and one"
+                f"{len(self.upsamplers)} upsamplers {classifier} a classifier; a complete network has a "
+                "classifier and at least two, a heavy-only one has no classifier and one"
             )
         for name, triple, lowest in (("mean", self.mean, -1e3), ("std", self.std, 1e-3)):
             if len(triple) != 3 or not all(math.isfinite(x) and lowest <= x <= 1e3 for x in triple):
@@ -119,7 +124,9 @@ class NetworkSpec:
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"network spec is not JSON ({error})") from error
         if not isinstance(fields, dict) or set(fields) != set(_FIELDS):
-            raise CheckpointError(f"network spec must be an object with exactly the keys {', '.join(_FIELDS)}")
+            raise CheckpointError(
+                f"network spec must be an object with exactly the keys {', '.join(_FIELDS)}"
+            )
         try:
             return cls(
                 backbone=_typed(fields, "backbone", str),
@@ -192,7 +199,9 @@ def skeleton(spec: NetworkSpec) -> Network:
 
 def _check_integer(name: str, value: int, limit: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise OptionError(f"{name} is {value!r}; it must be a whole number from 1 to {limit}")
+        # Files put anything here: a value that is no number is named by its type, however long it is.
+        shown = repr(value) if isinstance(value, int | float) else type(value).__name__
+        raise OptionError(f"{name} is {shown}; it must be a whole number from 1 to {limit}")
 
 
 def _check_hidden(name: str, hidden: tuple[int, ...]) -> None:

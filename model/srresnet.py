@@ -22,7 +22,8 @@ class TrunkBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(torch.relu(self.conv1(x)))
+        output: Tensor = x + self.conv2(torch.relu(self.conv1(x)))
+        return output
 
 
 class SrResnet(nn.Module):

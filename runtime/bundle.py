@@ -227,8 +227,9 @@ def _contradiction(manifest: Manifest) -> str | None:
     for name, costs in (("flops", manifest.cost.flops), ("macs", manifest.cost.macs)):
         if len(costs.upsamplers) != classes:
             return f"cost.{name} lists {len(costs.upsamplers)} upsamplers, the network has {classes}"
-        if min(costs.backbone, costs.classifier, *costs.upsamplers) < 1:
-            return f"cost.{name} has an entry below 1"
+        # A classifier of one linear layer is all table: nothing is left per output pixel.
+        if min(costs.backbone, costs.classifier + 1, *costs.upsamplers) < 1:
+            return f"cost.{name} has an entry that no network has"
     scales = manifest.normalisation.std
     if not all(math.isfinite(v) for v in (*manifest.normalisation.mean, *scales)) or min(scales) <= 0:
         return "normalisation needs finite means and positive deviations"

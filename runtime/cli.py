@@ -247,7 +247,7 @@ def summary(result: Result) -> str:
 def report(
     result: Result, source: Path, output: Path, options: Options, *, threads: int
 ) -> Mapping[str, object]:
-    """What --json prints: sizes as WIDTHxHEIGHT, shares from the lightest class, null where nothing applies."""
+    """What --json prints: sizes as WIDTHxHEIGHT, lightest class first, null where nothing applies."""
     decision, cost = result.decision, result.cost
     # All-light has an infinite threshold, for which JSON has no number.
     finite = decision.threshold is not None and math.isfinite(decision.threshold)

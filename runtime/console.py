@@ -175,11 +175,10 @@ def start_logging(*, verbose: bool = False) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logger = logging.getLogger("pcsr")
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        logger.addHandler(_StderrHandler())
+    toolkit = logging.getLogger("pcsr")
+    toolkit.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not any(isinstance(handler, _StderrHandler) for handler in toolkit.handlers):
+        toolkit.addHandler(_StderrHandler())
     # libvips warns of things that are either errors here anyway or no concern of the user.
     logging.getLogger("pyvips").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
 

@@ -55,11 +55,9 @@ def classes_by_k(
         k: the exponent.
         costs: M normalised costs.
     """
-    # Relative to the dearest class, in float64: no power of k overflows before the comparison is settled.
-    log_cost = np.log(np.asarray(costs, dtype=np.float64))
-    with np.errstate(over="ignore"):
-        weight = np.exp(-k * (log_cost - log_cost[0]))
-    weight = np.clip(weight, np.finfo(np.float32).tiny, np.finfo(np.float32).max).astype(np.float32)
+    # Relative to the largest weight and by logarithms: no power of k overflows.
+    log_weight = -k * np.log(np.asarray(costs, dtype=np.float64))
+    weight = np.exp(log_weight - log_weight.max()).astype(np.float32)
     return np.argmax(probability * weight[None, :, None], axis=1).astype(np.uint8)
 
 

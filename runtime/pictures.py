@@ -288,4 +288,7 @@ def _with_metadata(image: Any, like: Picture, form: Format, path: Path) -> Any:
             continue
         kind = pyvips.GValue.blob_type if isinstance(value, bytes) else pyvips.GValue.gstr_type
         image.set_type(kind, name, value)
+    if "exif-data" in like.metadata:
+        # The pixels are upright; without this the orientation within the EXIF block would turn them again.
+        image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     return image

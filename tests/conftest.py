@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pcsr.model.network import Network
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,3 +35,79 @@ def shared() -> Path:
 def data() -> Path:
     """Test data that lies in the repository."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """Tests run side by side: each keeps PyTorch to one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small network with random weights (FSRCNN, two classes), both precisions."""
+    return _random_bundle(tmp_path_factory, "small", upsamplers=((6, 6), (16, 16)))
+
+
+@pytest.fixture(scope="session")
+def three_class_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small network with random weights and three classes."""
+    return _random_bundle(tmp_path_factory, "three", upsamplers=((6,), (10, 10), (16, 16)))
+
+
+def _random_bundle(factory: pytest.TempPathFactory, name: str, *, upsamplers: tuple[tuple[int, ...], ...]) -> Path:
+    from pcsr.export.pipeline import export_bundle
+    from pcsr.model.checkpoint import save_checkpoint
+
+    folder = factory.mktemp(name)
+    save_checkpoint(_random_network(upsamplers=upsamplers), folder / "random.safetensors")
+    export_bundle(folder / "random.safetensors", folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def random_network() -> Callable[..., Network]:
+    """A function that makes small networks with random weights."""
+    return _random_network
+
+
+def _random_network(
+    *, backbone: str = "fsrcnn", width: int = 12, upsamplers: tuple[tuple[int, ...], ...] = ((6, 6), (16, 16))
+) -> Network:
+    """A small network whose random weights are large enough to send pixels to every class."""
+    import torch
+
+    from pcsr.model.network import NetworkSpec, build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        network = build(NetworkSpec(backbone, width, upsamplers, (8,), mean=(0.4, 0.5, 0.45)))
+        with torch.no_grad():
+            assert network.classifier is not None
+            network.classifier.linears[-1].weight.mul_(6.0)
+            for head in network.heads:
+                head.linears[-1].weight.mul_(0.5)
+                head.linears[-1].bias.zero_()
+    return network
+
+
+@pytest.fixture(scope="session")
+def carn_bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authors' CARN-PCSR, exported."""
+    return _official_bundle(shared, tmp_path_factory, "carn-pcsr.pth")
+
+
+@pytest.fixture(scope="session")
+def fsrcnn_bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authors' FSRCNN-PCSR, exported."""
+    return _official_bundle(shared, tmp_path_factory, "fsrcnn-pcsr.pth")
+
+
+def _official_bundle(shared: Path, factory: pytest.TempPathFactory, name: str) -> Path:
+    from pcsr.export.pipeline import export_bundle
+
+    bundle = factory.mktemp(name) / "bundle"
+    export_bundle(shared / "reference" / "official" / name, bundle)
+    return bundle

@@ -4,7 +4,8 @@
 `pcsr-validate` runs it; `metrics` (NumPy only) may be used from everywhere.
 """
 
-from pcsr.validation.compare import Rule, compare_folder
+from pcsr.validation.compare import compare_folder
+from pcsr.validation.results import Rule
 from pcsr.validation.run import Settings, validate
 
 __all__ = ["Rule", "Settings", "compare_folder", "validate"]

@@ -1,8 +1,8 @@
 """How near two pictures are: PSNR, SSIM, largest difference, agreement of class maps.
 
-Pictures are (H, W), (H, W, 1) or (H, W, 3) RGB, uint8 or floating point with 0 to 1 nominal. PSNR and SSIM see
-what a viewer would: values times 255, clamped to 0 to 255 and rounded half to even. Everything is summed over
-strips of rows in float64, so that memory does not grow with the picture.
+Pictures are (H, W), (H, W, 1) or (H, W, 3) RGB, uint8 or floating point with 0 to 1 nominal. PSNR and SSIM
+see what a viewer would: values times 255, clamped to 0 to 255 and rounded half to even. Everything is summed
+over strips of rows in float64, so that memory does not grow with the picture.
 """
 
 from __future__ import annotations

@@ -92,16 +92,16 @@ def make_pair(
 ) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """An LR picture and the truth that upscaling it by `scale` should give back.
 
-    A side of H pixels gives h = floor(H / scale) LR pixels, and the truth is cropped at its bottom and right to
-    round(scale * h), half to even as the upscaler rounds. For whole scales that is the largest multiple of the
-    scale. The cropped truth is shrunk with MATLAB's bicubic.
+    A side of H pixels gives h = floor(H / scale) LR pixels, and the truth is cropped at its bottom and right
+    to round(scale * h), half to even as the upscaler rounds. For whole scales that is the largest multiple of
+    the scale. The cropped truth is shrunk with MATLAB's bicubic.
 
     Args:
         truth: (H, W, 3).
         scale: real magnification, 1 or more.
-        lr: "float" keeps the LR unrounded and unclamped, as the networks were trained; "8bit" clamps and rounds
-            it to 256 levels, as a file would hold it (still returned as float32, so that outputs are not
-            rounded).
+        lr: "float" keeps the LR unrounded and unclamped, as the networks were trained; "8bit" clamps and
+            rounds it to 256 levels, as a file would hold it (still returned as float32, so that outputs are
+            not rounded).
 
     Returns:
         LR (h, w, 3) float32, and the cropped truth, a view.

@@ -1,0 +1,109 @@
+"""`pcsr-export`: a checkpoint to a bundle, further precisions to a bundle, or what a bundle holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pcsr.runtime.bundle import Bundle, read_bundle
+from pcsr.runtime.console import exit_on_error, start_logging
+from pcsr.runtime.errors import OptionError
+
+__all__ = ["main"]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder to write the bundle to."
+)
+@click.option("--onnx", is_flag=True, help="Write ONNX graphs. Always done; the option may be given to say so.")
+@click.option(
+    "--precision", default="fp32,fp16", show_default=True, help="Precisions the bundle shall have, comma-separated."
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that was made from another checkpoint, wholly.")
+@click.option("--inspect", is_flag=True, help="Only show what the bundle INPUT holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("-v", "--verbose", is_flag=True, help="Log details.")
+@exit_on_error()
+def main(
+    source: Path, output: Path | None, onnx: bool, precision: str, force: bool, inspect: bool, as_json: bool, verbose: bool
+) -> None:
+    """Turn a trained PCSR network into a bundle that runs without PyTorch.
+
+    INPUT is a checkpoint (the authors' .pth, or .safetensors) or an existing bundle. Every graph is compared
+    with PyTorch in ONNX Runtime before anything is written. Onto an existing bundle, the same checkpoint adds
+    what is missing and keeps the rest.
+
+    Status: 0 done or nothing to do, 2 nothing was tried, 3 a check failed, 130 interrupted.
+    """
+    start_logging(verbose=verbose)
+    if inspect:
+        _show(read_bundle(source), as_json)
+        return
+    if output is None:
+        if not source.is_dir():
+            raise OptionError(f"name the bundle to write: pcsr-export {source} -o BUNDLE")
+        output = source
+    outcome = _export(source, output, precision, force)
+    if as_json:
+        click.echo(json.dumps(outcome))
+        return
+    if not outcome["written"]:
+        click.echo(f"{output}: nothing to do, it has {', '.join(outcome['kept'])}")
+        return
+    click.echo(f"{output}: wrote {', '.join(outcome['written'])}" + _kept(outcome["kept"]))
+    for name, error in outcome["errors"].items():
+        click.echo(f"  {name}: largest difference from PyTorch {error:.2g} of the value range")
+    if outcome["largest_half"]:
+        value, tensor = outcome["largest_half"]
+        click.echo(f"  fp16 (emulated): largest magnitude {value:.4g} of 65504, in {tensor}")
+
+
+def _kept(kept: list[str]) -> str:
+    return f", kept {', '.join(kept)}" if kept else ""
+
+
+def _export(source: Path, output: Path, precision: str, force: bool) -> dict[str, list[str]]:
+    try:
+        from pcsr.export.pipeline import export_bundle
+    except ModuleNotFoundError as error:
+        raise OptionError(f"exporting needs {error.name}; run: pip install 'pcsr[export,cpu]'") from error
+    wanted = [name.strip() for name in precision.split(",") if name.strip()]
+    outcome = export_bundle(source, output, precisions=wanted, force=force)
+    return {
+        "bundle": str(output),
+        "written": list(outcome.written),
+        "kept": list(outcome.kept),
+        "errors": dict(outcome.errors),
+        "largest_half": list(outcome.largest_half) if outcome.largest_half else None,
+    }
+
+
+def _show(bundle: Bundle, as_json: bool) -> None:
+    if as_json:
+        click.echo((bundle.path / "manifest.json").read_text(encoding="utf-8").rstrip())
+        return
+    manifest, console = bundle.manifest, Console()
+    network = manifest.network
+    facts = Table(show_header=False, box=None)
+    facts.add_row("network", f"{network.backbone}, {network.width} channels, sees {manifest.halo} pixels around")
+    for j, hidden in enumerate(network.upsamplers):
+        facts.add_row(f"class {j}", f"hidden layers {', '.join(map(str, hidden)) or 'none'}")
+    facts.add_row("classifier", f"hidden layers {', '.join(map(str, network.classifier)) or 'none'}")
+    for key, value in manifest.provenance.items():
+        facts.add_row(key, value)
+    costs = Table("cost per pixel", "backbone (LR)", "classifier", *(f"class {j}" for j in range(manifest.classes)))
+    for name, cost in (("FLOPs as published", manifest.cost.flops), ("MACs as run", manifest.cost.macs)):
+        costs.add_row(name, *(f"{value:,}" for value in (cost.backbone, cost.classifier, *cost.upsamplers)))
+    files = Table("file", "bytes", "sha256")
+    for entry in [manifest.weights, manifest.sample, *(e for g in manifest.graphs.values() for e in g.values())]:
+        bundle.read(entry)
+        files.add_row(entry.path, f"{entry.bytes:,}", entry.sha256[:12])
+    for part in (facts, costs, files):
+        console.print(part)
+    console.print("every file is as the manifest says")

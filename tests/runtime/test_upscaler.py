@@ -1,0 +1,255 @@
+"""What a caller of the upscaler can rely on."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+
+from pcsr.runtime import Upscaler
+from pcsr.runtime.errors import CancelledError, ClosedError, MemoryLimitError, OptionError, PictureError
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.ascontiguousarray(skimage.data.chelsea()[60:110, 120:187])
+
+
+@pytest.fixture
+def up(small_bundle: Path) -> Iterator[Upscaler]:
+    with Upscaler.open(small_bundle, threads=2) as opened:
+        yield opened
+
+
+def test_the_result_says_what_ran_and_adds_up(up: Upscaler, photo: np.ndarray) -> None:
+    result = up(photo, scale=3, budget=0.25)
+    assert result.image.shape == (150, 201, 3)
+    assert result.image.dtype == np.uint8
+    assert result.class_map.shape == (150, 201)
+    assert sum(result.shares) == pytest.approx(1)
+    assert result.shares[1] == pytest.approx((result.class_map == 1).mean())
+    assert result.shares[1] == pytest.approx(0.25, abs=0.01)
+    assert (result.backend, result.provider, result.precision) == ("onnxruntime", "CPUExecutionProvider", "fp32")
+    assert result.tile == (50, 67)
+    assert result.decision.kind == "budget"
+    assert result.cost.macs < result.cost.macs_all_heavy
+    assert result.cost.flops < result.cost.flops_all_heavy
+    assert result.milliseconds["total"] > 0
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_type_and_channels_come_back(up: Upscaler, photo: np.ndarray, channels: int | None, dtype: type) -> None:
+    full = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    picture = (photo.astype(np.float64) / 255 * full).astype(dtype)
+    picture = picture[..., 0] if channels is None else np.concatenate([picture, picture[..., :1]], 2)[..., :channels]
+    result = up(picture, scale=2.5)
+    assert result.image.dtype == dtype
+    assert result.image.shape == (round(50 * 2.5), round(67 * 2.5), *picture.shape[2:])
+    # An upscaled photograph looks like the photograph.
+    near = result.image[1::5, 1::5].astype(np.float64) / full - picture[::2, ::2][: 25, : 34].astype(np.float64) / full
+    assert np.abs(near).mean() < 0.1
+
+
+def test_16_bit_is_not_8_bit(up: Upscaler) -> None:
+    ramp = np.linspace(20_000, 21_000, 64, dtype=np.uint16)[None].repeat(8, 0)
+    assert len(np.unique(up(ramp, scale=4).image)) > 150
+
+
+def test_alpha_is_the_bilinear_base_and_does_not_touch_the_colours(up: Upscaler, photo: np.ndarray) -> None:
+    alpha = np.zeros((*photo.shape[:2], 1), np.uint8)
+    alpha[:, 30:] = 255
+    result = up(np.concatenate([photo, alpha], 2), scale=2)
+    np.testing.assert_array_equal(result.image[..., :3], up(photo, scale=2).image)
+    assert set(np.unique(result.image[..., 3])) == {0, 64, 191, 255}
+
+
+def test_float_pictures_are_neither_clipped_nor_clamped(up: Upscaler, photo: np.ndarray) -> None:
+    picture = photo.astype(np.float32) / 255 * 3 - 1
+    image = up(picture, scale=2).image
+    assert image.min() < -0.5
+    assert image.max() > 1.5
+
+
+def test_no_rule_is_k_zero(up: Upscaler, photo: np.ndarray) -> None:
+    default, explicit = up(photo, scale=2), up(photo, scale=2, k=0.0)
+    np.testing.assert_array_equal(default.image, explicit.image)
+    assert default.decision == explicit.decision
+
+
+def test_k_is_a_dial(up: Upscaler, photo: np.ndarray) -> None:
+    heavy = [up(photo, scale=2, k=k).shares[1] for k in (-3.0, -0.5, 0.0, 0.5, 3.0)]
+    assert heavy == sorted(heavy, reverse=True)
+    assert heavy[0] > heavy[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of scale"),
+        ({"scale": 2, "size": (100, 200)}, "exactly one of scale"),
+        ({"scale": 0.5}, "scale is 0.5"),
+        ({"scale": float("nan")}, "finite"),
+        ({"size": (0, 5)}, "positive"),
+        ({"size": (10, 10)}, "smaller than the picture"),
+        ({"scale": 2, "k": 0.0, "adaptive": True}, "at most one"),
+        ({"scale": 2, "k": 0.0, "budget": 0.5}, "at most one"),
+        ({"scale": 2, "budget": 1.5}, "between 0"),
+        ({"scale": 2, "k": float("inf")}, "finite"),
+    ],
+)
+def test_meaningless_options_are_refused(up: Upscaler, photo: np.ndarray, options: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        up(photo, **options)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
+        (np.zeros((4,), np.uint8), r"\(4,\)"),
+        (np.zeros((4, 4), np.int32), "int32"),
+        (np.zeros((0, 4), np.uint8), "no pixels"),
+        (np.full((4, 4), np.nan, np.float32), "NaN"),
+        (np.full((4, 4, 3), np.inf, np.float32), "infinite"),
+        ([[1, 2]], "list"),
+    ],
+)
+def test_what_is_no_picture_is_refused(up: Upscaler, picture: np.ndarray, message: str) -> None:
+    with pytest.raises(PictureError, match=message):
+        up(picture, scale=2)
+
+
+def test_odd_strides_do_not_matter(up: Upscaler, photo: np.ndarray) -> None:
+    wide = np.zeros((100, 134, 4), np.uint8)
+    wide[::2, ::2, :3] = photo
+    np.testing.assert_array_equal(up(wide[::2, ::2, :3], scale=2).image, up(photo, scale=2).image)
+    np.testing.assert_array_equal(up(photo[::-1], scale=2).image, up(photo[::-1].copy(), scale=2).image)
+
+
+def test_the_number_of_threads_changes_no_byte(small_bundle: Path, photo: np.ndarray) -> None:
+    images = []
+    for threads in (1, 2, 3):
+        with Upscaler.open(small_bundle, threads=threads, tile=32) as up:
+            result = up(photo, scale=3.3, adaptive=True, refine=True)
+            images.append((result.image.tobytes(), result.class_map.tobytes(), result.decision))
+    assert images[0] == images[1] == images[2]
+
+
+def test_eight_threads_get_the_same_bytes_as_one_after_another(up: Upscaler, photo: np.ndarray) -> None:
+    pictures = [np.ascontiguousarray(photo[i : i + 30, 2 * i :]) for i in range(8)]
+    expected = [up(p, scale=2.2, adaptive=True).image.tobytes() for p in pictures]
+    got: list[list[bytes]] = [[] for _ in pictures]
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            got[i].append(up(pictures[i], scale=2.2, adaptive=True).image.tobytes())
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [[image] * 5 for image in expected]
+
+
+def test_close_waits_for_running_calls_and_a_closed_upscaler_raises(small_bundle: Path) -> None:
+    up = Upscaler.open(small_bundle, threads=1, tile=16)
+    started, results = threading.Event(), []
+
+    def progress(share: float) -> None:
+        started.set()
+        time.sleep(0.02)
+
+    def work() -> None:
+        results.append(up(np.zeros((40, 40), np.uint8), scale=2, progress=progress))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    up.close()
+    assert len(results) == 1 or not thread.is_alive() or results == []
+    thread.join()
+    assert results[0].image.shape == (80, 80)
+    with pytest.raises(ClosedError, match="closed"):
+        up(np.zeros((4, 4), np.uint8), scale=2)
+    up.close()
+
+
+def test_progress_goes_from_start_to_end_and_can_cancel(up: Upscaler, photo: np.ndarray) -> None:
+    for options in ({"k": 0.0}, {"adaptive": True}):
+        shares: list[float] = []
+        up(photo, scale=4, progress=shares.append, **options)
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+    with pytest.raises(CancelledError):
+        up(photo, scale=4, progress=lambda share: share < 0.6)
+    # Cancelled means only that picture.
+    up(photo, scale=2)
+
+
+def test_map_keeps_order_and_holds_no_more_than_one_picture_ahead(up: Upscaler, photo: np.ndarray) -> None:
+    taken, given = 0, 0
+
+    def pictures() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for i in range(6):
+            taken += 1
+            yield photo[: 10 + i]
+
+    for i, result in enumerate(up.map(pictures(), scale=2)):
+        given += 1
+        assert taken <= given + 1
+        assert result.image.shape[0] == 2 * (10 + i)
+    assert given == 6
+
+
+def test_map_raises_at_the_bad_pictures_turn(up: Upscaler, photo: np.ndarray) -> None:
+    results = up.map([photo, np.zeros((2, 2), np.int64), photo], scale=2)
+    next(results)
+    with pytest.raises(PictureError):
+        next(results)
+
+
+def test_warmup_runs(up: Upscaler) -> None:
+    up.warmup((20, 30))
+
+
+def test_three_classes_are_decided_by_k(three_class_bundle: Path, photo: np.ndarray) -> None:
+    with Upscaler.open(three_class_bundle, threads=2) as up:
+        result = up(photo, scale=2)
+        assert len(result.shares) == 3
+        assert result.decision.threshold is None
+        assert min(result.shares) > 0
+        with pytest.raises(OptionError, match="two classes"):
+            up(photo, scale=2, adaptive=True)
+
+
+def test_a_constant_picture_is_all_light_under_adaptive(up: Upscaler) -> None:
+    # 1x1: one probability at scale 1, so 2-means has nothing to part.
+    assert up(np.full((1, 1, 3), 100, np.uint8), scale=1, adaptive=True).shares == (1.0, 0.0)
+
+
+def test_a_memory_limit_makes_smaller_tiles_or_says_what_is_needed(small_bundle: Path) -> None:
+    picture = np.zeros((300, 300, 3), np.uint8)
+    with Upscaler.open(small_bundle, threads=1) as up:
+        whole = up(picture, scale=2, budget=0.5)
+    with Upscaler.open(small_bundle, threads=1, memory_limit=64 << 20) as up:
+        tiled = up(picture, scale=2, budget=0.5)
+    assert whole.tile == (300, 300)
+    assert tiled.tile < whole.tile
+    with (
+        Upscaler.open(small_bundle, threads=1, memory_limit=1 << 20) as up,
+        pytest.raises(MemoryLimitError, match="300x300 picture needs about"),
+    ):
+        up(picture, scale=2)
+
+
+def test_fp16_graphs_give_nearly_the_same_picture(small_bundle: Path, photo: np.ndarray) -> None:
+    with Upscaler.open(small_bundle, precision="fp16") as half, Upscaler.open(small_bundle) as single:
+        assert (half.precision, single.precision) == ("fp16", "fp32")
+        a, b = half(photo, scale=2, budget=0.3).image, single(photo, scale=2, budget=0.3).image
+        assert np.abs(a.astype(int) - b).mean() < 0.5
