@@ -131,10 +131,8 @@ def backbone_arguments(backbone: str, args: Mapping[str, Any]) -> tuple[int, tup
         if key in kind.AUTHORS_ARGS:
             ours[kind.AUTHORS_ARGS[key]] = value
         elif key in ("in_nc", "out_nc", "input_channels"):
-            if value != 3:
-                raise CheckpointError(
-                    f"{key} of the backbone is {repr(value)[:40]}; only 3 (RGB) is supported"
-                )
+            if type(value) is not int or value != 3:
+                raise CheckpointError(f"{key} of the backbone is not 3; only RGB pictures are supported")
         elif key not in ("scale", "upscale", "no_upsampling"):  # the tail's business, and there is none here
             raise CheckpointError(f"backbone {backbone} has no argument {str(key)[:80]!r}")
     return ours.pop("width"), tuple(ours.items())
@@ -159,7 +157,11 @@ def _mlp_hidden(args: Mapping[str, Any], key: str) -> tuple[int, ...]:
     _, sampler = _part(args, key, "liif-sampler")
     _, mlp = _part(sampler, "imnet_spec", "mlp")
     hidden = mlp.get("hidden_list")
-    if not isinstance(hidden, list) or set(mlp) - {"hidden_list", "residual"} or mlp.get("residual", False):
+    if (
+        not isinstance(hidden, list)
+        or set(mlp) - {"hidden_list", "residual"}
+        or mlp.get("residual", False) is not False
+    ):
         raise CheckpointError(f"{key} must be a plain MLP with a hidden_list and no residual connection")
     return tuple(hidden)
 

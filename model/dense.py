@@ -129,10 +129,8 @@ def load_dense(path: str | os.PathLike[str]) -> DenseNetwork:
     name, args, tensors = load_authors(path)
     if name not in BACKBONES:
         raise CheckpointError(f"{path} holds {name[:80]!r}, not a dense network ({', '.join(BACKBONES)})")
-    if (
-        args.get("no_upsampling", False) is not False
-        or args.get("scale", args.get("upscale", SCALE)) != SCALE
-    ):
+    scale = args.get("scale", args.get("upscale", SCALE))
+    if args.get("no_upsampling", False) is not False or type(scale) is not int or scale != SCALE:
         raise CheckpointError(f"{path}: the dense {name} does not upsample by {SCALE}; only x4 is supported")
     try:
         width, options = backbone_arguments(name, args)

@@ -199,8 +199,8 @@ def skeleton(spec: NetworkSpec) -> Network:
 
 def _check_integer(name: str, value: int, limit: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        # Files put anything here: a value that is no number is named by its type, however long it is.
-        shown = repr(value) if isinstance(value, int | float) else type(value).__name__
+        # Files put anything here: only what prints short is printed, the rest is named by its type.
+        shown = value if isinstance(value, int | float) and abs(value) < 1e18 else type(value).__name__
         raise OptionError(f"{name} is {shown}; it must be a whole number from 1 to {limit}")
 
 

@@ -56,7 +56,6 @@ FORMATS = {
             alpha=False,
             longest=65535,
             lossy=True,
-            options={"optimize_coding": True},
         ),
         Format(
             name="tiff",

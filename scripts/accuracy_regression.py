@@ -1,11 +1,11 @@
 """Accuracy regression as a job of continuous integration: several bundles, each against its own baseline.
 
-    python scripts/accuracy_regression.py bundles/carn bundles/fsrcnn --data tests/photos --baselines baselines
+    python scripts/accuracy_regression.py bundles/carn bundles/fsrcnn --data photos --baselines baselines
 
 Each bundle is run over the pictures and compared with BASELINES/<name of the bundle>.json. A set that fell by
-more than --max-drop, a picture that could not be compared, a missing baseline and a missing bundle all fail the
-job; the other bundles are still run. `--update` writes the baselines anew: look at the tables first, and commit
-the files, so that a review sees what changed.
+more than --max-drop, a picture that could not be compared, a missing baseline and a missing bundle all fail
+the job; the other bundles are still run. `--update` writes the baselines anew: look at the tables first, and
+commit the files, so that a review sees what changed.
 
 Status: 0 all passed, 1 a picture could not be compared, 2 usage, 3 a check failed.
 """

@@ -57,7 +57,9 @@ def three_class_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _random_bundle(tmp_path_factory, "three", upsamplers=((6,), (10, 10), (16, 16)))
 
 
-def _random_bundle(factory: pytest.TempPathFactory, name: str, *, upsamplers: tuple[tuple[int, ...], ...]) -> Path:
+def _random_bundle(
+    factory: pytest.TempPathFactory, name: str, *, upsamplers: tuple[tuple[int, ...], ...]
+) -> Path:
     from pcsr.export.pipeline import export_bundle
     from pcsr.model.checkpoint import save_checkpoint
 
@@ -77,19 +79,28 @@ def _random_network(
     *, backbone: str = "fsrcnn", width: int = 12, upsamplers: tuple[tuple[int, ...], ...] = ((6, 6), (16, 16))
 ) -> Network:
     """A small network whose random weights are large enough to send pixels to every class."""
+    import skimage.data
     import torch
 
     from pcsr.model.network import NetworkSpec, build
 
-    with torch.random.fork_rng(devices=[]):
+    photo = torch.from_numpy(skimage.data.chelsea()[60:110, 120:187] / 255.0).float().permute(2, 0, 1)[None]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(7)
         network = build(NetworkSpec(backbone, width, upsamplers, (8,), mean=(0.4, 0.5, 0.45)))
-        with torch.no_grad():
-            assert network.classifier is not None
-            network.classifier.linears[-1].weight.mul_(6.0)
-            for head in network.heads:
-                head.linears[-1].weight.mul_(0.5)
-                head.linears[-1].bias.zero_()
+        assert network.classifier is not None
+        features = network.backbone(photo)[0].flatten(1).T
+        geometry = torch.cat([torch.rand(len(features), 2) - 0.5, torch.full((len(features), 2), 0.5)], dim=1)
+        # Standardised logits: every class wins somewhere on a photograph.
+        first, last = network.classifier.linears[0], network.classifier.linears[-1]
+        first.weight[:, :width] /= features.std()
+        first.weight[:, width + 2 :] *= 0.1
+        logits = network.classifier(torch.cat([features, geometry], dim=1))
+        last.weight /= logits.std(dim=0)[:, None]
+        last.bias.copy_((last.bias - logits.mean(dim=0)) / logits.std(dim=0))
+        for head in network.heads:
+            head.linears[-1].weight.mul_(0.5)
+            head.linears[-1].bias.zero_()
     return network
 
 
