@@ -20,12 +20,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt 'setuptools>=77'
 	$(PIP) install -q -c constraints.txt torch==2.13.0
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]' --config-settings editable_mode=strict
+	PYTHONWARNINGS=ignore $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]' --config-settings editable_mode=strict
 	touch $@
 
 # The strict editable install links files one by one, so new files need the links made anew.
 dev: $(VENV)/installed
-	$(PIP) install -q --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+	PYTHONWARNINGS=ignore $(PIP) install -q --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
 
 lint: dev
 	$(BIN)/ruff check $(SOURCES)

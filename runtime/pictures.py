@@ -291,4 +291,6 @@ def _with_metadata(image: Any, like: Picture, form: Format, path: Path) -> Any:
     if "exif-data" in like.metadata:
         # The pixels are upright; without this the orientation within the EXIF block would turn them again.
         image.set_type(pyvips.GValue.gint_type, "orientation", 1)
+        # An empty thumbnail in place of the old one: it stands within the EXIF block, too.
+        image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", b"")
     return image

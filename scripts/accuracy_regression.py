@@ -34,6 +34,7 @@ from pcsr.validation.tables import print_report
 )
 @click.option("--baselines", required=True, type=click.Path(path_type=Path), help="Folder of the baselines.")
 @click.option("-s", "--scale", "scales", default="4", show_default=True, help="Scales, like 2,3,4.")
+@click.option("--adaptive/--no-adaptive", default=True, help="Gate the adaptive decision (two classes only).")
 @click.option("--budget", "budgets", type=float, multiple=True, help="Also gate this budget; several times.")
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N pictures of each set.")
@@ -47,6 +48,7 @@ def main(
     data: Path,
     baselines: Path,
     scales: str,
+    adaptive: bool,
     budgets: tuple[float, ...],
     threads: int | None,
     limit: int | None,
@@ -59,9 +61,10 @@ def main(
     names = [bundle.resolve().name for bundle in bundles]
     if len(set(names)) < len(names):
         raise OptionError("two bundles have the same name, and so the same baseline; rename one")
+    rules = [Rule("k", 0.0), *([Rule("adaptive")] if adaptive else [])]
     settings = Settings(
         scales=parse_scales(scales),
-        rules=(Rule("k", 0.0), Rule("adaptive"), *(Rule("budget", budget) for budget in budgets)),
+        rules=(*rules, *(Rule("budget", budget) for budget in budgets)),
         threads=threads,
         max_drop=max_drop,
         limit=limit,

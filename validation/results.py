@@ -23,7 +23,7 @@ class Rule:
     @property
     def label(self) -> str:
         """Like "k=0", "adaptive" or "budget=0.2"."""
-        return self.kind if self.value is None else f"{self.kind}={self.value:g}"
+        return self.kind if self.value is None else f"{self.kind}={self.value:z.12g}"
 
     @property
     def keywords(self) -> dict[str, Any]:

@@ -77,12 +77,12 @@ def _summary(columns: list[SetComparison]) -> Table:
     if first.oracle is not None:
         for row, name in enumerate(("oracle PSNR", "oracle PSNR Y", "oracle SSIM")):
             _row(table, [name, "", *(_quality(one.oracle)[row] if one.oracle else "" for one in columns)])
-        drops = ("" if one.drop is None else f"{one.drop:.5f}" for one in columns)
+        drops = ("" if one.drop is None else f"{one.drop:z.5f}" for one in columns)
         _row(table, ["drop from oracle", "", *drops])
         for row, name in enumerate(("lowest PSNR between", "largest difference", "same class %")):
             _row(table, [name, "", *(_fidelity(one)[row] for one in columns)])
     for row, name in enumerate(
-        ("shares %, lightest first", "GFLOPs (paper)", "GMACs (true)", "% of all heavy")
+        ("shares %, lightest first", "GFLOPs (paper)", "GMACs (true)", "% of all heavy, both")
     ):
         _row(table, [name, "", *(_cost(one)[row] for one in columns)])
     _row(table, ["seconds", "", *(f"{one.milliseconds / 1000:.2f}" for one in columns)])

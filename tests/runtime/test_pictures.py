@@ -231,6 +231,23 @@ def test_exif_and_resolution_are_carried_and_what_is_stale_in_them_is_not(tmp_pa
         assert opened.info["dpi"] == pytest.approx((300, 300), abs=1)
 
 
+@pytest.mark.parametrize("name", ["out.jpg", "out.webp"])
+def test_a_thumbnail_of_the_old_picture_is_dropped(tmp_path: Path, name: str) -> None:
+    image = pyvips.Image.new_from_memory(PHOTO.tobytes(), *PHOTO.shape[1::-1], 3, "uchar")
+    image = image.copy(interpretation="srgb")
+    thumbnail = image.thumbnail_image(16).jpegsave_buffer()
+    image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", thumbnail)
+    image.set_type(pyvips.GValue.gstr_type, "exif-ifd0-Make", "A camera")
+    (tmp_path / "in.jpg").write_bytes(image.jpegsave_buffer())
+    assert thumbnail in (tmp_path / "in.jpg").read_bytes()
+    picture = read_picture(tmp_path / "in.jpg")
+    write_picture(tmp_path / name, picture.pixels, like=picture)
+
+    written = (tmp_path / name).read_bytes()
+    assert thumbnail not in written
+    assert b"A camera" in written
+
+
 # --- what is refused, and how
 
 

@@ -1,0 +1,123 @@
+"""The whole road on one photograph: export, upscale, validate, and a table of what came out.
+
+Runs the installed commands as a user would; run by `make demo CHECKPOINT=path`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import skimage.data
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pcsr.model.checkpoint import load_checkpoint
+from pcsr.model.reference import upscale
+from pcsr.runtime import Upscaler
+from pcsr.runtime.bicubic import resize
+from pcsr.runtime.console import exit_on_error
+from pcsr.runtime.errors import CheckpointError
+from pcsr.runtime.machine import usable_cores
+from pcsr.runtime.pictures import write_picture
+from pcsr.validation.metrics import psnr
+
+SCALE = 4
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str | Path) -> None:
+    """Show a command, run it, and stop with its status if it failed."""
+    shown = [str(part) for part in command]
+    print(f"\n$ {' '.join(shown)}", flush=True)
+    status = subprocess.run([BIN / shown[0], *shown[1:]], check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+@click.command()
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="A PCSR checkpoint (.pth or .safetensors)."
+)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@exit_on_error()
+def main(checkpoint: Path | None, output: Path) -> None:
+    """Export a checkpoint, upscale a photograph by 4, and prove the result against PyTorch."""
+    if checkpoint is None:
+        raise CheckpointError(
+            "no model ships with this version yet; name a PCSR checkpoint: make demo CHECKPOINT=path/to/carn-pcsr.pth"
+        )
+    # Rachel Michetti's photograph, which scikit-image ships under CC0.
+    truth = skimage.data.coffee()
+    lr = np.rint(np.clip(resize(truth, scale=1 / SCALE), 0, 1) * 255).astype(np.uint8)
+    (output / "truth").mkdir(parents=True, exist_ok=True)
+    write_picture(output / "truth" / "coffee.png", truth)
+    write_picture(output / "lr.png", lr)
+    bundle = output / "bundle"
+    run("pcsr-export", checkpoint, "-o", bundle, "--onnx", "--force")
+    run(
+        "pcsr-upscale", output / "lr.png", "-b", bundle, "-o", output / "upscaled.png", "--scale", str(SCALE),
+        "--class-map", output / "classes.png", "--overlay", output / "overlay.png", "--force",
+    )  # fmt: skip
+    run(
+        "pcsr-validate", bundle, "-c", checkpoint, "--data", output / "truth", "--scale", str(SCALE),
+        "--lr", "8bit", "--k", "0", "--adaptive",
+    )  # fmt: skip
+    print()
+    Console().print(compare(checkpoint, bundle, lr, truth))
+    for name, what in (
+        ("lr.png", "the input"),
+        ("upscaled.png", "upscaled"),
+        ("overlay.png", "where the computation went"),
+        ("truth/coffee.png", "the truth"),
+    ):
+        print(f"{output / name}: {what}")
+
+
+def compare(checkpoint: Path, bundle: Path, lr: np.ndarray, truth: np.ndarray) -> Table:
+    """Bicubic, PyTorch and the runtime on the same 8-bit input; costs by the paper's count and as they run."""
+    table = Table("", "PSNR dB", "light / heavy %", "GFLOPs, of all-heavy", "GMACs, of all-heavy", "seconds")
+
+    def row(name: str, image: np.ndarray, cells: list[str], seconds: float) -> None:
+        table.add_row(name, f"{psnr(image, truth, shave=SCALE):.3f}", *cells, f"{seconds:.3f}")
+
+    started = time.perf_counter()
+    bicubic = resize(lr, size=truth.shape[:2])
+    row("bicubic", bicubic, ["", "", ""], time.perf_counter() - started)
+
+    network = load_checkpoint(checkpoint)
+    torch.set_num_threads(usable_cores())
+    upscale(network, lr[:32, :32], scale=SCALE)
+    with Upscaler.open(bundle) as up:
+        up.warmup(lr.shape[:2], scale=SCALE)
+        for rule, options in (("k = 0", {"k": 0.0}), ("adaptive", {"adaptive": True})):
+            started = time.perf_counter()
+            reference = upscale(network, lr, scale=SCALE, **options)
+            seconds = time.perf_counter() - started
+            result = up(lr, scale=SCALE, **options)
+            cost = result.cost
+            flops = f"{reference.flops / 1e9:.2f}, {reference.flops / cost.flops_all_heavy:.0%}"
+            shares = np.bincount(reference.class_map.reshape(-1), minlength=2) / reference.class_map.size
+            row(f"PyTorch, {rule}", reference.image, [_shares(shares), flops, ""], seconds)
+            flops = f"{cost.flops / 1e9:.2f}, {cost.flops / cost.flops_all_heavy:.0%}"
+            macs = f"{cost.macs / 1e9:.2f}, {cost.macs / cost.macs_all_heavy:.0%}"
+            row(
+                f"runtime, {rule}",
+                result.image,
+                [_shares(result.shares), flops, macs],
+                result.milliseconds["total"] / 1e3,
+            )
+    return table
+
+
+def _shares(shares: np.ndarray | tuple[float, ...]) -> str:
+    return " / ".join(f"{100 * share:.1f}" for share in shares)
+
+
+if __name__ == "__main__":
+    main()
