@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-SOURCES = model export runtime validation scripts tests
+ROOMS = model export runtime validation
+SOURCES = $(ROOMS) scripts tests
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2
 
@@ -32,7 +33,7 @@ lint: dev
 	$(BIN)/ruff format --check $(SOURCES)
 
 types: dev
-	$(BIN)/mypy -p pcsr
+	$(BIN)/mypy $(patsubst %,-p pcsr.%,$(ROOMS))
 
 test: lint types
 	$(BIN)/pytest -m 'not slow' -n $(WORKERS)

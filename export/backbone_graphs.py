@@ -32,7 +32,9 @@ def padded_channels(channels: int, groups: int) -> NDArray[np.intp]:
     return channel // width * padded + channel % width
 
 
-def pad_convolution(weight: Float, inputs: NDArray[np.intp] | None, outputs: NDArray[np.intp], groups: int) -> Float:
+def pad_convolution(
+    weight: Float, inputs: NDArray[np.intp] | None, outputs: NDArray[np.intp], groups: int
+) -> Float:
     """A convolution between padded layouts: zero weights for the channels that were added.
 
     Args:
@@ -85,12 +87,12 @@ class _Convolutions:
         out = out or name
         arguments = [x, self.g.weight(f"{name}.{weight}", pad_convolution(values, inputs, outputs, groups))]
         if bias:
-            arguments.append(self.g.weight(f"{name}.bias", pad_vector(self._weights[f"{name}.bias"], outputs)))
+            arguments.append(
+                self.g.weight(f"{name}.bias", pad_vector(self._weights[f"{name}.bias"], outputs))
+            )
         return self.g.node(
             "Conv", arguments, out, kernel_shape=[kernel, kernel], pads=[kernel // 2] * 4, group=groups
         )
-
-
 
 
 def backbone_graph(
@@ -117,7 +119,8 @@ def _table(
     values = weights[f"{head}.first.table"]
     channels = len(values)
     kernel = g.weight(
-        f"{head}.first.table", pad_convolution(values[:, :, None, None], layout, np.arange(channels), 1)[:channels]
+        f"{head}.first.table",
+        pad_convolution(values[:, :, None, None], layout, np.arange(channels), 1)[:channels],
     )
     planar = g.node("Conv", [features, kernel], f"{head}/planar", kernel_shape=[1, 1])
     # (1, C, h, w) to (h, C, w) or (h, w, C); squeezed first, so the transposition keeps three axes.
@@ -142,7 +145,12 @@ def _carn(g: GraphWriter, x: str, network: NetworkEntry, weights: Weights) -> tu
         y = x
         for i in (1, 2):
             y = conv(
-                y, f"{block}.unit.conv{i}", inputs=layout, outputs=layout, groups=groups, out=f"{name}/conv{i}"
+                y,
+                f"{block}.unit.conv{i}",
+                inputs=layout,
+                outputs=layout,
+                groups=groups,
+                out=f"{name}/conv{i}",
             )
             y = relu(y, f"{name}/relu{i}")
         y = conv(y, f"{block}.unit.conv3", inputs=layout, outputs=layout, out=f"{name}/conv3")
@@ -179,7 +187,9 @@ def _fsrcnn(g: GraphWriter, x: str, network: NetworkEntry, weights: Weights) -> 
     """FSRCNN: head, shrink, mapping convolutions, expand; a PReLU where the weights have a slope."""
     conv = _Convolutions(g, weights)
     layout = None
-    for i in range(sum(1 for name in weights if name.startswith("backbone.layer") and name.endswith(".weight"))):
+    for i in range(
+        sum(1 for name in weights if name.startswith("backbone.layer") and name.endswith(".weight"))
+    ):
         name = f"backbone.layer{i}"
         outputs = padded_channels(len(weights[f"{name}.weight"]), 1)
         x = conv(x, name, inputs=layout, outputs=outputs)
@@ -191,7 +201,9 @@ def _fsrcnn(g: GraphWriter, x: str, network: NetworkEntry, weights: Weights) -> 
     return x, layout
 
 
-def _srresnet(g: GraphWriter, x: str, network: NetworkEntry, weights: Weights) -> tuple[str, NDArray[np.intp]]:
+def _srresnet(
+    g: GraphWriter, x: str, network: NetworkEntry, weights: Weights
+) -> tuple[str, NDArray[np.intp]]:
     """SRResNet without batch normalisation: a first convolution and residual units."""
     conv = _Convolutions(g, weights)
     layout = padded_channels(network.width, 1)
@@ -206,8 +218,8 @@ def _srresnet(g: GraphWriter, x: str, network: NetworkEntry, weights: Weights) -
     return x, layout
 
 
-BACKBONES: Mapping[
-    str, Callable[[GraphWriter, str, NetworkEntry, Weights], tuple[str, NDArray[np.intp]]]
-] = {"carn": _carn, "fsrcnn": _fsrcnn, "srresnet": _srresnet}
-
-
+BACKBONES: Mapping[str, Callable[[GraphWriter, str, NetworkEntry, Weights], tuple[str, NDArray[np.intp]]]] = {
+    "carn": _carn,
+    "fsrcnn": _fsrcnn,
+    "srresnet": _srresnet,
+}

@@ -1,39 +1,45 @@
 """Writing bundles: content-named files first, the manifest renamed into place last.
 
-A new bundle is put together beside its place and renamed as a folder; an existing one gets further files, then
-its new manifest, then loses what no manifest names any more. Killed at any moment the target is what it was or
-what it was to become, and the next export sweeps what is left over.
+A new bundle is put together beside its place and renamed as a folder; an existing one gets further files,
+then its new manifest, then loses what no manifest names any more. Killed at any moment the target is what it
+was or what it was to become, and the next export sweeps what is left over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import filelock
 import msgspec
 
 from pcsr.runtime.atomic import sync_folder, write_whole
-from pcsr.runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, read_bundle
+from pcsr.runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, parse_manifest, read_bundle
 from pcsr.runtime.errors import BundleError, OptionError
 
-__all__ = ["Contents", "commit", "locked", "provenance", "target_state"]
+__all__ = ["PRECISIONS", "Contents", "commit", "locked", "provenance", "sweep", "target_state"]
 
-# How long to wait for another export into the same bundle before giving up.
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "fp16")
+
+# How long to wait for another export into the same bundle before saying so, and before giving up.
+PATIENCE_SECONDS = 1
 LOCK_SECONDS = 600
 
 # Only files of these names are ever swept.
 OURS = re.compile(
-    r"(network-[0-9a-f]{12}\.safetensors|sample-[0-9a-f]{12}\.png|graphs/[a-z0-9]+/[a-z0-9_]+-[0-9a-f]{12}\.onnx"
-    r"|(.*/)?\.[^/]+\.partial)"
+    r"network-[0-9a-f]{12}\.safetensors|sample-[0-9a-f]{12}\.png|graphs/[a-z0-9]+/[a-z0-9_]+-[0-9a-f]{12}\.onnx"
+    r"|(graphs/[a-z0-9]+/)?\.[^/]+\.[0-9a-f]{8}\.partial"
 )
 
 
@@ -49,138 +55,183 @@ class Contents:
         kept: graphs of an existing bundle that stay as they are.
     """
 
-    fields: Mapping[str, object]
+    fields: Mapping[str, Any]
     weights: bytes
     sample: bytes
     graphs: Mapping[str, Mapping[str, bytes]]
     kept: Mapping[str, Mapping[str, FileEntry]]
 
 
-def target_state(path: Path) -> Literal["absent", "bundle", "foreign"]:
-    """What lies where a bundle is to be written; an empty folder counts as absent."""
-    if path.is_symlink() and not path.exists():
-        return "foreign"
-    if not path.exists():
-        return "absent"
-    if not path.is_dir():
-        return "foreign"
-    if not any(path.iterdir()):
-        return "absent"
+def target_state(path: Path) -> Literal["absent", "empty", "bundle", "foreign"]:
+    """What lies where a bundle is to be written.
+
+    "empty" is a folder with nothing in it but what a killed export may have left. "bundle" may be a damaged
+    one: its manifest says that it is ours. Everything else is "foreign", a link that leads nowhere too.
+
+    Raises:
+        BundleError: the system does not let us look.
+    """
     try:
-        read_bundle(path)
-    except BundleError:
-        # A damaged manifest of ours may be replaced; anything else is somebody's folder.
-        return "bundle" if _claims_to_be_bundle(path / MANIFEST) else "foreign"
-    return "bundle"
+        if not path.exists():
+            return "foreign" if path.is_symlink() else "absent"
+        if not path.is_dir():
+            return "foreign"
+        if _claims_to_be_bundle(path / MANIFEST):
+            return "bundle"
+        return "empty" if all(_is_left_over(path, entry) for entry in path.rglob("*")) else "foreign"
+    except OSError as error:
+        raise BundleError(
+            f"cannot look at {path}: {error.strerror or error}; choose another place with -o"
+        ) from error
 
 
 def _claims_to_be_bundle(manifest: Path) -> bool:
-    try:
-        return b'"pcsr-bundle"' in manifest.read_bytes()[:4096]
-    except OSError:
+    if not manifest.is_file():
         return False
+    with manifest.open("rb") as file:
+        return b'"pcsr-bundle"' in file.read(4096)
+
+
+def _is_left_over(folder: Path, entry: Path) -> bool:
+    name = entry.relative_to(folder).as_posix()
+    if entry.is_symlink():
+        return False
+    return name.split("/")[0] == "graphs" if entry.is_dir() else OURS.fullmatch(name) is not None
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the bundle at `path` against other exports.
+    """Hold the bundle at `path` against other exports; the lock's file, `.<name>.lock` beside it, stays.
 
     Raises:
         BundleError: another export holds it for too long, or its folder cannot be written to.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(lock, timeout=LOCK_SECONDS):
-            yield
+        try:
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except filelock.Timeout:
+            logger.info("waiting for another export into %s", path)
+            lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout as error:
         raise BundleError(
-            f"another export has held {path} for {LOCK_SECONDS} s (lock {lock}); wait for it or end it"
+            f"another export has held {path} for {LOCK_SECONDS} s (lock {lock.lock_file}); "
+            "wait for it or end it"
         ) from error
-    except PermissionError as error:
-        raise BundleError(f"cannot write to {path.parent}: {error.strerror}; choose another place with -o") from error
+    except OSError as error:
+        raise BundleError(
+            f"cannot write to {path.parent}: {error.strerror or error}; choose another place with -o"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def commit(path: Path, contents: Contents, *, replace: bool) -> Bundle:
     """Write a bundle; call with the lock held.
 
     Args:
-        path: the bundle's folder, absent or a bundle.
+        path: the bundle's folder; absent, empty or a bundle.
         contents: what it will hold.
-        replace: nothing of an existing bundle is kept.
+        replace: nothing of an existing bundle is kept, its engines neither.
 
     Raises:
         BundleError: the target is something else, or writing failed (disk full, permissions).
     """
     state = target_state(path)
     if state == "foreign":
-        raise BundleError(f"{path} exists and is no bundle; it was left untouched, choose another place with -o")
-    staging = path.with_name(f".{path.name}.partial")
+        raise BundleError(
+            f"{path} exists and is no bundle; it was left untouched, choose another place with -o"
+        )
+    staging = _staging(path)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
         if state == "absent":
-            staging.mkdir(parents=True)
-            manifest = _write_files(staging, contents)
-            write_whole(staging / MANIFEST, manifest)
-            # Onto an empty folder a rename succeeds, onto one that was filled meanwhile it fails.
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            _write(staging, contents)
+            # Onto a folder that was filled meanwhile this fails.
             staging.rename(path)
             sync_folder(path.parent)
         else:
-            manifest = _write_files(path, contents)
-            write_whole(path / MANIFEST, manifest)
+            _write(path, contents)
+        if replace:
+            shutil.rmtree(path / "engines", ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise BundleError(f"cannot write bundle {path}: {error.strerror or error}; it is what it was before") from error
-    bundle = read_bundle(path)
-    _sweep(bundle, everything=replace)
-    return bundle
+        raise BundleError(
+            f"cannot write bundle {path}: {error.strerror or error}; it is what it was before"
+        ) from error
+    finally:
+        sweep(path)
+    return read_bundle(path)
 
 
-def _write_files(folder: Path, contents: Contents) -> bytes:
-    """Write all files but the manifest, and give the manifest's bytes."""
+def _staging(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _write(folder: Path, contents: Contents) -> None:
+    """Write all files, the manifest last."""
 
     def put(stem: str, suffix: str, content: bytes) -> FileEntry:
         digest = hashlib.sha256(content).hexdigest()
         entry = FileEntry(path=f"{stem}-{digest[:12]}{suffix}", bytes=len(content), sha256=digest)
         place = folder / entry.path
         place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.parent.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(
+                f"{place.parent} leads out of the bundle; remove the link, or choose another place"
+            )
         if not place.is_file() or place.read_bytes() != content:
             write_whole(place, content)
         return entry
 
-    graphs: dict[str, dict[str, FileEntry]] = {precision: dict(files) for precision, files in contents.kept.items()}
+    graphs: dict[str, dict[str, FileEntry]] = {name: dict(files) for name, files in contents.kept.items()}
     for precision, files in contents.graphs.items():
         graphs[precision] = {
             name: put(f"graphs/{precision}/{name}", ".onnx", content) for name, content in files.items()
         }
-    manifest = msgspec.convert(
-        {
-            "format": "pcsr-bundle",
-            "version": 1,
-            **contents.fields,
-            "weights": put("network", ".safetensors", contents.weights),
-            "sample": put("sample", ".png", contents.sample),
-            "graphs": {precision: graphs[precision] for precision in ("fp32", "fp16") if precision in graphs},
-        },
-        Manifest,
-        from_attributes=True,
+    sync_folder(folder / "graphs")
+    manifest = Manifest(
+        format="pcsr-bundle",
+        version=1,
+        **contents.fields,
+        weights=put("network", ".safetensors", contents.weights),
+        sample=put("sample", ".png", contents.sample),
+        graphs={precision: graphs[precision] for precision in PRECISIONS if precision in graphs},
     )
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    # What the reader would refuse is not written.
+    parse_manifest(content, folder / MANIFEST)
+    write_whole(folder / MANIFEST, content)
 
 
-def _sweep(bundle: Bundle, *, everything: bool) -> None:
-    """Remove files of ours that the manifest does not name; with `everything`, engines of the old graphs too."""
-    manifest = bundle.manifest
-    named = {MANIFEST, manifest.weights.path, manifest.sample.path}
-    named |= {entry.path for files in manifest.graphs.values() for entry in files.values()}
-    if everything:
-        shutil.rmtree(bundle.path / "engines", ignore_errors=True)
-    for file in sorted(bundle.path.rglob("*"), reverse=True):
-        relative = file.relative_to(bundle.path).as_posix()
-        if file.is_file() and relative not in named and OURS.fullmatch(relative):
-            file.unlink(missing_ok=True)
-        elif relative.startswith("graphs") and file.is_dir() and not any(file.iterdir()):
-            file.rmdir()
+def sweep(path: Path) -> None:
+    """Remove what killed or failed exports left in a bundle and beside it; call with the lock held.
+
+    What cannot be removed stays until the next export: it harms nobody.
+    """
+    shutil.rmtree(_staging(path), ignore_errors=True)
+    if target_state(path) not in ("empty", "bundle"):
+        return
+    named: set[str] = set()
+    if (path / MANIFEST).exists():
+        try:
+            manifest = read_bundle(path).manifest
+        except BundleError:
+            # Nobody knows which files a damaged manifest means.
+            return
+        named = {manifest.weights.path, manifest.sample.path}
+        named |= {entry.path for files in manifest.graphs.values() for entry in files.values()}
+    for entry in sorted(path.rglob("*"), reverse=True):
+        relative = entry.relative_to(path).as_posix()
+        with suppress(OSError):
+            if entry.is_dir() and not entry.is_symlink():
+                if relative.split("/")[0] == "graphs" and not any(entry.iterdir()):
+                    entry.rmdir()
+            elif relative not in named and OURS.fullmatch(relative):
+                entry.unlink(missing_ok=True)
 
 
 def provenance(checkpoint_sha256: str) -> dict[str, str]:

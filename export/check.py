@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,16 @@ from pcsr.runtime.errors import CheckError
 from pcsr.runtime.geometry import Axis, axis, output_size
 from pcsr.runtime.terms import terms
 
-__all__ = ["TOLERANCES", "Case", "cases", "check_half", "check_precision", "graph_outputs", "network_outputs", "working_bytes"]
+__all__ = [
+    "TOLERANCES",
+    "Case",
+    "cases",
+    "check_half",
+    "check_precision",
+    "graph_outputs",
+    "network_outputs",
+    "working_bytes",
+]
 
 Outputs = Mapping[tuple[str, str], NDArray[Any]]
 """Arrays by (graph, tensor)."""
@@ -52,11 +61,13 @@ class Case:
         return f"{w}x{h} at scale {self.scale:g}"
 
 
-def cases(sample: NDArray[np.uint8]) -> Iterator[Case]:
-    """Pieces of the sample picture, (h, w, 3) uint8, from different places."""
-    for number, ((h, w), scale) in enumerate(CASES):
-        piece = sample[8 * number : 8 * number + h, 16 * number : 16 * number + w]
-        yield Case(piece.astype(np.float32) / np.float32(255), scale)
+def cases(sample: NDArray[np.uint8]) -> list[Case]:
+    """Pieces of the sample picture, (h, w, 3) uint8 with sides of at least 64, from different places."""
+    pieces = [
+        (sample[8 * number : 8 * number + h, 16 * number : 16 * number + w], scale)
+        for number, ((h, w), scale) in enumerate(CASES)
+    ]
+    return [Case(piece.astype(np.float32) / np.float32(255), scale) for piece, scale in pieces]
 
 
 def network_outputs(network: Network, case: Case) -> Outputs:
@@ -88,7 +99,9 @@ def network_outputs(network: Network, case: Case) -> Outputs:
         outputs["classifier", "probability"] = probability.permute(0, 2, 1).numpy()
         for j, upsampler in enumerate(network.upsamplers):
             rgb = upsampler(inputs) * deviation.view(3)
-            outputs[f"upsampler_{j}", "rgb"] = (rgb.permute(0, 2, 1) if j == 0 else rgb.reshape(-1, 3)).numpy()
+            outputs[f"upsampler_{j}", "rgb"] = (
+                rgb.permute(0, 2, 1) if j == 0 else rgb.reshape(-1, 3)
+            ).numpy()
     return outputs
 
 
@@ -123,21 +136,38 @@ def graph_outputs(graphs: Mapping[str, Run], weights: Mapping[str, NDArray[Any]]
     return outputs
 
 
-def check_precision(precision: str, case: Case, expected: Outputs, got: Outputs) -> float:
+def check_precision(
+    precision: str,
+    case: Case,
+    expected: Outputs,
+    got: Outputs,
+    *,
+    tolerance: float | None = None,
+    reference: str = "PyTorch",
+) -> float:
     """Compare all outputs; the largest error as a share of its tensor's range.
+
+    Args:
+        precision: of the graphs.
+        case: what they were run on.
+        expected: what they must give.
+        got: what they gave.
+        tolerance: largest error allowed; None: the precision's.
+        reference: who says what they must give.
 
     Raises:
         CheckError: one is beyond the tolerance; it names graph, tensor, error and tolerance.
     """
     worst = 0.0
-    for (graph, tensor), reference in expected.items():
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    for (graph, tensor), values in expected.items():
         # Probabilities and colours have a natural range of 1; a residual's own range may be tiny.
-        span = max(1.0, float(np.ptp(reference)))
-        error = float(np.abs(got[graph, tensor] - reference).max()) / span
-        if not error <= TOLERANCES[precision]:
+        span = max(1.0, float(np.ptp(values)))
+        error = float(np.abs(got[graph, tensor] - values).max()) / span
+        if not error <= tolerance:
             raise CheckError(
-                f"{precision} graph {graph}, tensor {tensor}, {case}: differs from PyTorch by {error:.3g} of its "
-                f"range, allowed is {TOLERANCES[precision]:g}; nothing was written"
+                f"{precision} graph {graph}, tensor {tensor}, {case}: differs from {reference} by "
+                f"{error:.3g} of its range, allowed is {tolerance:g}; nothing was written"
             )
         worst = max(worst, error)
     return worst

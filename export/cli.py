@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.console import exit_on_error, start_logging
@@ -17,21 +20,33 @@ __all__ = ["main"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="INPUT")
+@click.option("-o", "--output", metavar="BUNDLE", help="Folder to write the bundle to.")
 @click.option(
-    "-o", "--output", metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder to write the bundle to."
+    "--onnx", is_flag=True, help="Write ONNX graphs. Always done; the option may be given to say so."
 )
-@click.option("--onnx", is_flag=True, help="Write ONNX graphs. Always done; the option may be given to say so.")
 @click.option(
-    "--precision", default="fp32,fp16", show_default=True, help="Precisions the bundle shall have, comma-separated."
+    "--precision",
+    default="fp32,fp16",
+    show_default=True,
+    help="Precisions the bundle shall have, comma-separated.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that was made from another checkpoint, wholly.")
+@click.option(
+    "--force", is_flag=True, help="Replace a bundle that is damaged or of another checkpoint, wholly."
+)
 @click.option("--inspect", is_flag=True, help="Only show what the bundle INPUT holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Log details.")
 @exit_on_error()
 def main(
-    source: Path, output: Path | None, onnx: bool, precision: str, force: bool, inspect: bool, as_json: bool, verbose: bool
+    source: str,
+    output: str | None,
+    onnx: bool,
+    precision: str,
+    force: bool,
+    inspect: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Turn a trained PCSR network into a bundle that runs without PyTorch.
 
@@ -42,14 +57,19 @@ def main(
     Status: 0 done or nothing to do, 2 nothing was tried, 3 a check failed, 130 interrupted.
     """
     start_logging(verbose=verbose)
+    # Empty is what a shell makes of a variable that is not set; a path would take it for this folder.
+    if not source or output == "":
+        raise OptionError("INPUT or -o is empty; name a checkpoint or bundle, and the bundle to write")
     if inspect:
+        if output is not None:
+            raise OptionError("--inspect only shows what INPUT holds; leave -o away")
         _show(read_bundle(source), as_json)
         return
     if output is None:
-        if not source.is_dir():
+        if not Path(source).is_dir():
             raise OptionError(f"name the bundle to write: pcsr-export {source} -o BUNDLE")
         output = source
-    outcome = _export(source, output, precision, force)
+    outcome = _export(Path(source), Path(output), precision, force)
     if as_json:
         click.echo(json.dumps(outcome))
         return
@@ -68,7 +88,7 @@ def _kept(kept: list[str]) -> str:
     return f", kept {', '.join(kept)}" if kept else ""
 
 
-def _export(source: Path, output: Path, precision: str, force: bool) -> dict[str, list[str]]:
+def _export(source: Path, output: Path, precision: str, force: bool) -> dict[str, Any]:
     try:
         from pcsr.export.pipeline import export_bundle
     except ModuleNotFoundError as error:
@@ -85,25 +105,36 @@ def _export(source: Path, output: Path, precision: str, force: bool) -> dict[str
 
 
 def _show(bundle: Bundle, as_json: bool) -> None:
+    manifest = bundle.manifest
+    graphs = [entry for files in manifest.graphs.values() for entry in files.values()]
+    entries = [manifest.weights, manifest.sample, *graphs]
+    for entry in entries:
+        bundle.read(entry)
     if as_json:
-        click.echo((bundle.path / "manifest.json").read_text(encoding="utf-8").rstrip())
+        click.echo(msgspec.json.encode(manifest).decode())
         return
-    manifest, console = bundle.manifest, Console()
     network = manifest.network
     facts = Table(show_header=False, box=None)
-    facts.add_row("network", f"{network.backbone}, {network.width} channels, sees {manifest.halo} pixels around")
+
+    def fact(name: str, value: str) -> None:
+        # Text: what comes from a bundle is no markup.
+        facts.add_row(Text(name), Text(value))
+
+    fact("network", f"{network.backbone}, {network.width} channels, sees {manifest.halo} pixels around")
     for j, hidden in enumerate(network.upsamplers):
-        facts.add_row(f"class {j}", f"hidden layers {', '.join(map(str, hidden)) or 'none'}")
-    facts.add_row("classifier", f"hidden layers {', '.join(map(str, network.classifier)) or 'none'}")
+        fact(f"class {j}", f"hidden layers {', '.join(map(str, hidden)) or 'none'}")
+    fact("classifier", f"hidden layers {', '.join(map(str, network.classifier)) or 'none'}")
     for key, value in manifest.provenance.items():
-        facts.add_row(key, value)
-    costs = Table("cost per pixel", "backbone (LR)", "classifier", *(f"class {j}" for j in range(manifest.classes)))
+        fact(key, value)
+    costs = Table(
+        "cost per pixel", "backbone (LR)", "classifier", *(f"class {j}" for j in range(manifest.classes))
+    )
     for name, cost in (("FLOPs as published", manifest.cost.flops), ("MACs as run", manifest.cost.macs)):
         costs.add_row(name, *(f"{value:,}" for value in (cost.backbone, cost.classifier, *cost.upsamplers)))
     files = Table("file", "bytes", "sha256")
-    for entry in [manifest.weights, manifest.sample, *(e for g in manifest.graphs.values() for e in g.values())]:
-        bundle.read(entry)
+    for entry in entries:
         files.add_row(entry.path, f"{entry.bytes:,}", entry.sha256[:12])
+    console = Console()
     for part in (facts, costs, files):
         console.print(part)
     console.print("every file is as the manifest says")

@@ -19,13 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from pcsr.export.writer import HALF_MAX
 from pcsr.runtime.backends.graphs import GraphBackend
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import CheckError
 
-__all__ = ["HALF_MAX", "EmulatedHalf", "emulated_backend"]
-
-HALF_MAX = 65504.0
+__all__ = ["EmulatedHalf", "emulated_backend"]
 
 Attributes = Mapping[str, Any]
 
@@ -75,7 +74,8 @@ class EmulatedHalf:
     def __post_init__(self) -> None:
         graph = self.model.graph
         self._weights = {
-            tensor.name: torch.from_numpy(_float(numpy_helper.to_array(tensor))) for tensor in graph.initializer
+            tensor.name: torch.from_numpy(_float(numpy_helper.to_array(tensor)))
+            for tensor in graph.initializer
         }
         values = [*graph.value_info, *graph.input, *graph.output]
         self._halves = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
@@ -87,7 +87,9 @@ class EmulatedHalf:
             CheckError: a float16 tensor would be infinite or is not a number.
         """
         values = dict(self._weights)
-        values |= {name: torch.from_numpy(_float(np.ascontiguousarray(array))) for name, array in feed.items()}
+        values |= {
+            name: torch.from_numpy(_float(np.ascontiguousarray(array))) for name, array in feed.items()
+        }
         with torch.inference_mode():
             for node in self.model.graph.node:
                 attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}

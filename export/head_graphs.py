@@ -1,4 +1,4 @@
-"""Per-pixel networks to ONNX: from the sum that is split into table, row and column terms, to the last layer."""
+"""Per-pixel networks to ONNX, from the sum of table, row and column terms to the last layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def dense_head(head: str, weights: Weights, half: bool, *, classes: int | None) 
     channels = len(weights[f"{head}.first.table"])
     table = g.input("table", ("h", channels, "w"), "rows of the backbone's table", kind="narrow")
     rows = g.input("rows", ("rows",), "row of the table nearest to each output row", kind="index")
-    columns = g.input("columns", ("columns",), "column of the table nearest to each output column", kind="index")
+    columns = g.input(
+        "columns", ("columns",), "column of the table nearest to each output column", kind="index"
+    )
     row_terms = g.input("row_terms", ("rows", channels, 1), "row term of each output row")
     column_terms = g.input("column_terms", (1, channels, "columns"), "column term of each output column")
     # Columns first: that work is shared by all output rows of an input row.
@@ -65,7 +67,9 @@ def sparse_head(head: str, weights: Weights, half: bool) -> onnx.ModelProto:
     """A per-pixel network on listed pixels, one row each."""
     g = GraphWriter(head, "a per-pixel network on the pixels routed to it", half=half)
     channels = len(weights[f"{head}.first.table"])
-    table = g.input("table", ("p", channels), "the backbone's table, rows and columns flattened", kind="narrow")
+    table = g.input(
+        "table", ("p", channels), "the backbone's table, rows and columns flattened", kind="narrow"
+    )
     pixel = g.input("pixel", ("n",), "index into the table of each pixel's nearest input pixel", kind="index")
     row = g.input("row", ("n",), "index into row_terms of each pixel", kind="index")
     column = g.input("column", ("n",), "index into column_terms of each pixel", kind="index")

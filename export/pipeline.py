@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import numpy as np
 import onnx
-import pyvips
-import safetensors.numpy
-from numpy.typing import NDArray
 
-from pcsr.export.bundle import Contents, commit, locked, provenance, target_state
-from pcsr.export.check import (
-    Case,
-    Outputs,
-    cases,
-    check_half,
-    check_precision,
-    graph_outputs,
-    network_outputs,
-    working_bytes,
-)
+from pcsr.export.bundle import PRECISIONS, Contents, commit, locked, sweep, target_state
+from pcsr.export.check import TOLERANCES, cases, check_half, check_precision, graph_outputs
 from pcsr.export.graphs import build_graphs
-from pcsr.export.rewrites import rewrite
-from pcsr.model.checkpoint import checkpoint_sha256, load_checkpoint
-from pcsr.model.cost import network_cost
-from pcsr.model.network import Network
-from pcsr.runtime.backends.graphs import Run
-from pcsr.runtime.backends.onnxruntime import open_model
-from pcsr.runtime.bundle import Bundle, FileEntry, NetworkEntry, Normalisation, read_bundle
-from pcsr.runtime.cost import CostTable, PixelCosts
-from pcsr.runtime.errors import BundleError, OptionError
+from pcsr.export.sources import Source, from_bundle, from_checkpoint, open_graphs
+from pcsr.runtime.bundle import Bundle, FileEntry, read_bundle
+from pcsr.runtime.errors import BackendError, BundleError, OptionError
 
 __all__ = ["PRECISIONS", "Outcome", "export_bundle"]
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +28,9 @@ class Outcome:
 
     Attributes:
         bundle: as it is now.
-        written: precisions that were built and checked.
+        written: precisions that were built and checked, or copied from the bundle that was the source.
         kept: precisions that were there.
-        errors: largest difference from PyTorch by precision, as a share of the value range.
+        errors: of what was built, by precision: largest difference from PyTorch, as a share of the value range.
         largest_half: largest magnitude of any float16 tensor on the sample picture, emulated, and its name.
     """
 
@@ -62,18 +39,6 @@ class Outcome:
     kept: tuple[str, ...]
     errors: Mapping[str, float]
     largest_half: tuple[float, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """What graphs are built from, and what they are compared with."""
-
-    fields: Mapping[str, Any]
-    weights: Mapping[str, NDArray[np.float32]]
-    sample: bytes
-    expected: Callable[[Case], Outputs]
-    existing: Mapping[str, Mapping[str, bytes]]
-    checkpoint_sha256: str
 
 
 def export_bundle(
@@ -90,7 +55,7 @@ def export_bundle(
         source: a checkpoint, or a bundle.
         target: the bundle to write; may be `source` itself.
         precisions: that the bundle shall have.
-        force: replace a bundle that was made from another checkpoint.
+        force: replace a bundle that was made from another checkpoint, or that is damaged.
         tell: is given a line at each step.
 
     Raises:
@@ -102,153 +67,111 @@ def export_bundle(
     """
     unknown = [p for p in precisions if p not in PRECISIONS]
     if unknown or not precisions:
-        raise OptionError(f"precision {', '.join(unknown) or '(none)'} is unknown; choose from {', '.join(PRECISIONS)}")
+        raise OptionError(
+            f"precision {', '.join(unknown) or '(none)'} is unknown; choose from {', '.join(PRECISIONS)}"
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendError(
+            "ONNX Runtime, in which every graph is checked, is missing; run: pip install 'pcsr[export,cpu]'"
+        )
+    if source.is_dir():
+        read_bundle(source)
     if target_state(target) == "foreign":
-        raise BundleError(f"{target} exists and is no bundle; it was left untouched, choose another place with -o")
-    read = _from_bundle(read_bundle(source)) if source.is_dir() else _from_checkpoint(source)
+        raise BundleError(
+            f"{target} exists and is no bundle; it was left untouched, choose another place with -o"
+        )
+    # Links and dots resolved: the lock and the new folder belong beside the bundle itself.
+    target = target.resolve()
+    checkpoint = None if source.is_dir() else from_checkpoint(source)
     with locked(target):
-        return _export(read, target, precisions, force, tell)
+        # A bundle is read under the lock: it may be the target, which another export was just adding to.
+        return _export(checkpoint or from_bundle(read_bundle(source)), target, precisions, force, tell)
 
 
 def _export(
-    source: _Source, target: Path, precisions: Sequence[str], force: bool, tell: Callable[[str], object]
+    source: Source, target: Path, precisions: Sequence[str], force: bool, tell: Callable[[str], object]
 ) -> Outcome:
     kept: Mapping[str, Mapping[str, FileEntry]] = {}
-    replace = False
+    existing = None
     if target_state(target) == "bundle":
-        kept, replace = _what_stays(source, target, force)
+        existing = _what_stays(source, target, force)
+    if existing is not None:
+        kept, source = existing.manifest.graphs, source.onto(existing)
     missing = [p for p in PRECISIONS if p in precisions and p not in kept]
     if not missing:
+        sweep(target)
         return Outcome(read_bundle(target), (), tuple(kept), {}, None)
-    tell(f"building and checking {', '.join(missing)}")
-    fields, built, errors, largest = _build(source, missing)
+    copied = {p: source.graphs[p] for p in missing if p in source.graphs}
+    build = [p for p in missing if p not in copied]
+    if build:
+        tell(f"building and checking {', '.join(build)}")
+    built, errors, largest = _build(source, build)
     contents = Contents(
-        fields=fields,
-        weights=safetensors.numpy.save(dict(source.weights)),
+        fields=source.fields,
+        weights=source.weights_file,
         sample=source.sample,
-        graphs=built,
+        graphs={**copied, **built},
         kept=kept,
     )
-    bundle = commit(target, contents, replace=replace)
+    bundle = commit(target, contents, replace=existing is None)
     return Outcome(bundle, tuple(missing), tuple(kept), errors, largest)
 
 
-def _what_stays(source: _Source, target: Path, force: bool) -> tuple[Mapping[str, Mapping[str, FileEntry]], bool]:
-    """Graphs of an existing bundle that stay, and whether everything else of it goes."""
+def _what_stays(source: Source, target: Path, force: bool) -> Bundle | None:
+    """The existing bundle if it stays and is whole; None: all of it goes."""
     try:
         existing = read_bundle(target)
-        if existing.manifest.provenance.get("checkpoint_sha256") == source.checkpoint_sha256:
-            for entry in (entry for files in existing.manifest.graphs.values() for entry in files.values()):
-                existing.read(entry)
-            existing.weights()
-            return existing.manifest.graphs, False
+        if existing.manifest.provenance["checkpoint_sha256"] == source.checkpoint_sha256:
+            from_bundle(existing)
+            return existing
         reason = "was made from another checkpoint"
     except BundleError as error:
         reason = f"is damaged ({error})"
     if not force:
-        raise BundleError(f"{target} {reason}; give --force to replace all of it, or choose another place with -o")
-    return {}, True
+        raise BundleError(
+            f"{target} {reason}; give --force to replace all of it, or choose another place with -o"
+        )
+    return None
 
 
 def _build(
-    source: _Source, precisions: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, dict[str, bytes]], dict[str, float], tuple[float, str] | None]:
+    source: Source, precisions: Sequence[str]
+) -> tuple[dict[str, dict[str, bytes]], dict[str, float], tuple[float, str] | None]:
     """Graphs of each precision, compared with what they must give."""
-    pieces = list(cases(_pixels(source.sample)))
-    expected = [source.expected(piece) for piece in pieces]
-    network, normalisation = source.fields["network"], source.fields["normalisation"]
     built: dict[str, dict[str, bytes]] = {}
     errors: dict[str, float] = {}
     largest: tuple[float, str] | None = None
-    fields = dict(source.fields)
+    if not precisions:
+        return built, errors, largest
+    pieces = cases(source.pixels())
+    pairs = list(zip(pieces, source.expected(pieces), strict=True))
     for precision in precisions:
-        models = build_graphs(network, normalisation, source.weights, half=precision == "fp16")
-        fields.setdefault("working_bytes", working_bytes(models["backbone"]))
-        built[precision] = {name: serialise(model) for name, model in models.items()}
-        runs = _runs(built[precision], precision)
-        errors[precision] = max(
-            check_precision(precision, piece, reference, graph_outputs(runs, source.weights, piece))
-            for piece, reference in zip(pieces, expected, strict=True)
+        models = build_graphs(
+            source.fields["network"],
+            source.fields["normalisation"],
+            source.weights,
+            half=precision == "fp16",
         )
         if precision == "fp16":
-            largest = max(
-                check_half(models, source.weights, piece, reference)
-                for piece, reference in zip(pieces, expected, strict=True)
+            # First, since it names the tensor that overflows.
+            largest = max(check_half(models, source.weights, piece, expected) for piece, expected in pairs)
+        built[precision] = {name: serialise(model) for name, model in models.items()}
+        runs = open_graphs(built[precision], precision)
+        errors[precision] = max(
+            check_precision(
+                precision,
+                piece,
+                expected,
+                graph_outputs(runs, source.weights, piece),
+                tolerance=max(TOLERANCES[precision], TOLERANCES[source.exactness]),
+                reference=source.expected_by,
             )
-    return fields, built, errors, largest
+            for piece, expected in pairs
+        )
+    return built, errors, largest
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
     """The same model to the same bytes."""
     content: bytes = model.SerializeToString(deterministic=True)
     return content
-
-
-def _runs(graphs: Mapping[str, bytes], precision: str) -> dict[str, Run]:
-    return {name: open_model(content, f"{precision} graph {name}") for name, content in graphs.items()}
-
-
-def _from_checkpoint(path: Path) -> _Source:
-    network = load_checkpoint(path)
-    digest = checkpoint_sha256(path)
-    fields = {
-        "network": network_entry(network),
-        "normalisation": Normalisation(mean=network.spec.mean, std=network.spec.std),
-        "halo": network.halo,
-        "cost": cost_table(network),
-        "provenance": provenance(digest),
-    }
-    sample = resources.files("pcsr.export").joinpath("sample.png").read_bytes()
-    return _Source(fields, rewrite(network), sample, lambda case: network_outputs(network, case), {}, digest)
-
-
-def _from_bundle(bundle: Bundle) -> _Source:
-    """A bundle has the rewritten weights; further graphs are compared with its own."""
-    manifest = bundle.manifest
-    weights = bundle.weights()
-    precision = next(p for p in PRECISIONS if p in manifest.graphs)
-    existing = {
-        p: {name: bundle.read(entry) for name, entry in files.items()} for p, files in manifest.graphs.items()
-    }
-    runs = _runs(existing[precision], precision)
-    fields = {
-        name: getattr(manifest, name)
-        for name in ("network", "normalisation", "halo", "working_bytes", "cost", "provenance")
-    }
-    return _Source(
-        fields,
-        weights,
-        bundle.sample(),
-        lambda case: graph_outputs(runs, weights, case),
-        existing,
-        manifest.provenance.get("checkpoint_sha256", ""),
-    )
-
-
-def network_entry(network: Network) -> NetworkEntry:
-    """The network's sizes as the manifest says them."""
-    spec = network.spec
-    assert spec.classifier is not None
-    return NetworkEntry(
-        backbone=spec.backbone,
-        width=spec.width,
-        options=dict(spec.options),
-        classifier=spec.classifier,
-        upsamplers=spec.upsamplers,
-    )
-
-
-def cost_table(network: Network) -> CostTable:
-    """The network's costs as the manifest says them."""
-    cost = network_cost(network)
-    flops, macs = (
-        PixelCosts(backbone=unit.backbone, classifier=unit.classifier, upsamplers=unit.upsamplers)
-        for unit in (cost.published, cost.hoisted_macs)
-    )
-    return CostTable(flops=flops, macs=macs)
-
-
-def _pixels(png: bytes) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = pyvips.Image.new_from_buffer(png, "").numpy()
-    return pixels
-

@@ -1,8 +1,8 @@
 """The exact rewrites: a PyTorch network to the weights that graphs and kernels are made from.
 
-Each rewrite is one small function that returns float64 arrays; `rewrite` applies them, checks each against the
-module it replaces on random input, and rounds to float32 once at the end. The names of the result are those of
-network.safetensors (docs/bundle.md).
+Each rewrite is one small function that returns float64 arrays; `rewrite` applies them, checks each against
+the module it replaces on random input, and rounds to float32 once at the end. The names of the result are those
+of network.safetensors (docs/bundle.md).
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pcsr.model.heads import MLP
-from pcsr.model.network import Network
-from pcsr.runtime.errors import CheckError
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["fold_batch_norm", "heavy_margin", "rewrite", "scale_output", "split_concatenation", "split_first_layer"]
+from pcsr.model.heads import MLP
+from pcsr.model.network import Network
+from pcsr.runtime.errors import CheckError
+
+__all__ = [
+    "fold_batch_norm",
+    "heavy_margin",
+    "rewrite",
+    "scale_output",
+    "split_concatenation",
+    "split_first_layer",
+]
 
 Double = NDArray[np.float64]
 
@@ -36,7 +44,7 @@ def fold_batch_norm(weight: Double, norm: nn.BatchNorm2d) -> tuple[Double, Doubl
 
 
 def split_concatenation(weight: Double, parts: int) -> list[Double]:
-    """A 1x1 convolution of a concatenation of equal parts, as one 1x1 convolution for each; they are summed."""
+    """A 1x1 convolution of a concatenation of equal parts, as one for each, to be summed."""
     return np.split(weight, parts, axis=1)
 
 
@@ -46,7 +54,9 @@ def split_first_layer(linear: nn.Linear, features: int) -> dict[str, Double]:
     The layer reads [feature (C), r_y, r_x, c_y, c_x].
     """
     weight = _array(linear.weight)
-    geometry = dict(zip(("relative_y", "relative_x", "cell_y", "cell_x"), weight[:, features:].T, strict=True))
+    geometry = dict(
+        zip(("relative_y", "relative_x", "cell_y", "cell_x"), weight[:, features:].T, strict=True)
+    )
     return {"table": weight[:, :features], **geometry, "bias": _array(linear.bias)}
 
 
@@ -77,7 +87,8 @@ def rewrite(network: Network) -> dict[str, NDArray[np.float32]]:
         float32 arrays by the names of docs/bundle.md.
 
     Raises:
-        CheckError: a rewrite changed what it replaces by more than 1e-5 of the value range.
+        CheckError: a rewrite changed what it replaces by more than 1e-5 of the value range, or a weight
+            does not fit into float32.
     """
     exact = copy.deepcopy(network).double().eval()
     assert exact.classifier is not None
@@ -87,7 +98,18 @@ def rewrite(network: Network) -> dict[str, NDArray[np.float32]]:
         weights |= _head("classifier", _two_class(exact.classifier), network.spec.width)
         for j, upsampler in enumerate(exact.upsamplers):
             weights |= _head(f"upsampler_{j}", _denormalised(upsampler, network.spec.std), network.spec.width)
-    return {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in weights.items()}
+    return {name: _single(name, values) for name, values in weights.items()}
+
+
+def _single(name: str, values: Double) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(values, dtype=np.float32)
+    if not np.isfinite(rounded).all():
+        raise CheckError(
+            f"weight {name} reaches {np.abs(values).max():.4g} once folded, beyond float32; "
+            "the checkpoint's numbers are out of any sensible range"
+        )
+    return rounded
 
 
 # --- per-pixel networks ------------------------------------------------------------------------------------
@@ -132,7 +154,11 @@ def _head(name: str, mlp: MLP, features: int) -> dict[str, Double]:
     parts = split_first_layer(first, features)
     probe = torch.randn(64, first.in_features, dtype=torch.float64)
     geometry = np.stack([parts[part] for part in ("relative_y", "relative_x", "cell_y", "cell_x")])
-    split = probe[:, :features].numpy() @ parts["table"].T + probe[:, features:].numpy() @ geometry + parts["bias"]
+    split = (
+        probe[:, :features].numpy() @ parts["table"].T
+        + probe[:, features:].numpy() @ geometry
+        + parts["bias"]
+    )
     _check(f"split_first_layer of {name}", first(probe), torch.from_numpy(split))
     weights = {f"{name}.first.{part}": values for part, values in parts.items()}
     later = [layer for layer in mlp.layers[1:] if isinstance(layer, nn.Linear)]
@@ -169,7 +195,11 @@ def _cascade(name: str, module: nn.Module) -> dict[str, Double]:
             for piece, part in zip(probe.chunk(j + 1, dim=1), parts, strict=True)
         )
         bias_map = torch.from_numpy(bias)[None, :, None, None]
-        _check(f"fold_batch_norm, split_concatenation of {name}.cascade{j}", norm(convolution(probe)), summed + bias_map)
+        _check(
+            f"fold_batch_norm, split_concatenation of {name}.cascade{j}",
+            norm(convolution(probe)),
+            summed + bias_map,
+        )
         for i, part in enumerate(parts):
             weights[f"{name}.cascade{j}.weight{i}"] = part[:, :, 0, 0]
         weights[f"{name}.cascade{j}.bias"] = bias

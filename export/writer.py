@@ -10,11 +10,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["OPSET", "GraphWriter"]
+from pcsr.runtime.errors import CheckError
+
+__all__ = ["HALF_MAX", "OPSET", "GraphWriter"]
 
 # The newest that ONNX Runtime, TensorRT 8.6 and TensorRT-RTX all take, and the IR version of its time.
 OPSET = 17
 IR_VERSION = 8
+# The largest finite float16.
+HALF_MAX = 65504.0
 
 Shape = Sequence[int | str]
 
@@ -52,9 +56,19 @@ class GraphWriter:
         return helper.make_tensor_value_info(name, types[kind], list(shape))
 
     def weight(self, name: str, values: NDArray[Any], *, narrow: bool = True) -> str:
-        """Add an initializer; rounded to float16 with `half` unless it belongs to a float32 sum."""
+        """Add an initializer; rounded to float16 with `half` unless it belongs to a float32 sum.
+
+        Raises:
+            CheckError: it does not fit into float16.
+        """
         values = np.ascontiguousarray(values)
         if self.half and narrow and values.dtype == np.float32:
+            largest = float(np.abs(values).max())
+            if not largest < HALF_MAX:
+                raise CheckError(
+                    f"weight {name} of graph {self._name} reaches {largest:.4g}, beyond half precision's "
+                    f"{HALF_MAX:.0f}; export this network with --precision fp32"
+                )
             values = values.astype(np.float16)
         if name not in self._weights:
             self._weights[name] = numpy_helper.from_array(values, name)
@@ -79,12 +93,18 @@ class GraphWriter:
     def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """The finished model, shapes inferred and checked."""
         graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, self._outputs, list(self._weights.values()), self._description
+            self._nodes,
+            self._name,
+            self._inputs,
+            self._outputs,
+            list(self._weights.values()),
+            self._description,
         )
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="pcsr"
         )
-        for key, value in {**metadata, **self._descriptions}.items():
+        precision = {"precision": "fp16" if self.half else "fp32"}
+        for key, value in {**metadata, **precision, **self._descriptions}.items():
             model.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(model, full_check=True)
         return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)

@@ -18,7 +18,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as writing, syncing or renaming does.
     """
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)

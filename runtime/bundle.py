@@ -7,9 +7,12 @@ those of the manifest.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,10 +33,14 @@ MANIFEST = "manifest.json"
 # A manifest has a few kB; networks of this family have a few MB. Nothing larger is read.
 MANIFEST_LIMIT = 1 << 20
 FILE_LIMIT = 1 << 30
+# Of an entry of the cost table: beyond all networks of this size, and sums over a picture stay exact.
+COST_LIMIT = 1 << 32
+# Characters of a foreign text that are shown in a message.
+SHOWN = 160
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Small = Annotated[int, Meta(ge=1, le=4096)]
-GRAPH_NAMES = "backbone, classifier, upsampler_0, upsampler_1, …"
+Hidden = Annotated[tuple[Small, ...], Meta(max_length=16)]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,9 +58,9 @@ class NetworkEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     backbone: Annotated[str, Meta(min_length=1, max_length=64)]
     width: Small
-    options: dict[str, int]
-    classifier: tuple[Small, ...]
-    upsamplers: Annotated[tuple[tuple[Small, ...], ...], Meta(min_length=2, max_length=16)]
+    options: Annotated[dict[str, Small], Meta(max_length=16)]
+    classifier: Hidden
+    upsamplers: Annotated[tuple[Hidden, ...], Meta(min_length=2, max_length=16)]
 
 
 class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sample: FileEntry
     graphs: Annotated[dict[Literal["fp32", "fp16"], dict[str, FileEntry]], Meta(min_length=1)]
     provenance: dict[str, str]
+    """Where it comes from; its `checkpoint_sha256` says whether two bundles are of one network."""
 
     @property
     def table_channels(self) -> tuple[int, ...]:
@@ -122,14 +130,16 @@ class Bundle:
             BundleError: the file is missing, lies outside the bundle, or was changed.
         """
         path = self.path / entry.path
+        # Not Path.resolve, which raises on links that go in circles.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.path)):
+            raise BundleError(f"{path} leads out of the bundle; export the bundle anew")
         try:
-            if not path.resolve().is_relative_to(self.path.resolve()):
-                raise BundleError(f"{path} leads out of the bundle; export the bundle anew")
+            size = _regular_size(path)
+            if size != entry.bytes:
+                raise BundleError(
+                    f"{path} has {size} bytes, the manifest says {entry.bytes}; export the bundle anew"
+                )
             with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size != entry.bytes:
-                    raise BundleError(
-                        f"{path} has not the size in the manifest, {entry.bytes} bytes; export the bundle anew"
-                    )
                 content = file.read(entry.bytes + 1)
         except OSError as error:
             raise BundleError(
@@ -182,9 +192,13 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"bundle {folder} {what}; make one with: pcsr-export CHECKPOINT -o {folder}")
     try:
-        if file.stat().st_size > MANIFEST_LIMIT:
-            raise BundleError(f"{file} is larger than {MANIFEST_LIMIT} bytes; it is no bundle's manifest")
-        content = file.read_bytes()
+        if _regular_size(file) > MANIFEST_LIMIT:
+            raise BundleError(
+                f"{file} is larger than {MANIFEST_LIMIT} bytes, so it is no bundle's manifest; "
+                "point to a folder made by pcsr-export"
+            )
+        with file.open("rb") as opened:
+            content = opened.read(MANIFEST_LIMIT)
     except OSError as error:
         raise BundleError(
             f"{folder} is not a bundle ({file.name}: {error.strerror or error}); make one with: "
@@ -193,25 +207,47 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, parse_manifest(content, file))
 
 
+def _regular_size(path: Path) -> int:
+    """Size of a file; a pipe or a device, whose reading may never end, is an OSError."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return found.st_size
+
+
+def _shown(foreign: object) -> str:
+    """A text from outside for a message: shortened, and no control characters for the terminal."""
+    text = str(foreign)
+    return text[:SHOWN].encode("unicode_escape").decode() + ("…" if len(text) > SHOWN else "")
+
+
 def parse_manifest(content: bytes, file: Path) -> Manifest:
-    """Decode a manifest and check what its types cannot say."""
+    """Decode a manifest and check what its types cannot say.
+
+    Args:
+        content: of manifest.json.
+        file: named in errors.
+
+    Raises:
+        BundleError: it is damaged, contradictory or of a version unknown here.
+    """
     try:
         head: Any = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{file} is not JSON ({error}); export the bundle anew") from error
+        raise BundleError(f"{file} is not JSON ({_shown(error)}); export the bundle anew") from error
     if not isinstance(head, dict) or head.get("format") != "pcsr-bundle":
         raise BundleError(
             f"{file} is not the manifest of a pcsr bundle; point to a folder made by pcsr-export"
         )
-    if head.get("version") != 1:
+    if type(head.get("version")) is not int or head["version"] != 1:
         raise BundleError(
-            f"{file} has version {head.get('version')!r} and this pcsr reads version 1; "
+            f"{file} has version {_shown(head.get('version'))} and this pcsr reads version 1; "
             "upgrade pcsr, or export the bundle with this one"
         )
     try:
         manifest = msgspec.convert(head, Manifest)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{file} is damaged: {error}; export the bundle anew") from error
+        raise BundleError(f"{file} is damaged: {_shown(error)}; export the bundle anew") from error
     problem = _contradiction(manifest)
     if problem:
         raise BundleError(f"{file} contradicts itself: {problem}; export the bundle anew")
@@ -223,16 +259,20 @@ def _contradiction(manifest: Manifest) -> str | None:
     expected = {"backbone", "classifier", *(f"upsampler_{j}" for j in range(classes))}
     for precision, graphs in manifest.graphs.items():
         if set(graphs) != expected:
-            return f"{precision} has the graphs {sorted(graphs)}, {classes} classes need {sorted(expected)}"
+            found, needed = _shown(sorted(graphs)), ", ".join(sorted(expected))
+            return f"{precision} has the graphs {found}, {classes} classes need {needed}"
     for name, costs in (("flops", manifest.cost.flops), ("macs", manifest.cost.macs)):
         if len(costs.upsamplers) != classes:
             return f"cost.{name} lists {len(costs.upsamplers)} upsamplers, the network has {classes}"
         # A classifier of one linear layer is all table: nothing is left per output pixel.
-        if min(costs.backbone, costs.classifier + 1, *costs.upsamplers) < 1:
+        entries = (costs.backbone, costs.classifier + 1, *costs.upsamplers)
+        if min(entries) < 1 or max(entries) > COST_LIMIT:
             return f"cost.{name} has an entry that no network has"
     scales = manifest.normalisation.std
     if not all(math.isfinite(v) for v in (*manifest.normalisation.mean, *scales)) or min(scales) <= 0:
         return "normalisation needs finite means and positive deviations"
+    if not re.fullmatch("[0-9a-f]{64}", manifest.provenance.get("checkpoint_sha256", "")):
+        return "provenance has no checkpoint_sha256"
     return None
 
 
@@ -253,9 +293,14 @@ def head_weights(
     for part in ("relative_y", "relative_x", "cell_y", "cell_x", "bias"):
         key = f"{name}.first.{part}"
         vector = weights.get(key)
-        if vector is None or vector.shape != (first,) or vector.dtype != np.float32:
+        if (
+            vector is None
+            or vector.shape != (first,)
+            or vector.dtype != np.float32
+            or not np.isfinite(vector).all()
+        ):
             raise BundleError(
-                f"the bundle's weights lack {key} with {first} float32 values; export the bundle anew"
+                f"the bundle's weights lack {key} with {first} finite float32 values; export the bundle anew"
             )
         picked[part] = vector
     return picked

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,14 @@ MAX_ITERATIONS = 20
 TOLERANCE = 1e-4
 
 Values = NDArray[np.float32]
-Map = Callable[[Callable[[Values], object], Iterable[Values]], Iterable[object]]
-"""Like `map`; the upscaler passes its worker pool's."""
+T = TypeVar("T")
+
+
+class Map(Protocol):
+    """Like `map`, to spread passes over threads; the upscaler passes its worker pool's."""
+
+    def __call__(self, work: Callable[[Values], T], spans: Iterable[Values], /) -> Iterable[T]:
+        """Results in order."""
 
 
 def threshold_by_k(k: float, costs: Sequence[np.float32]) -> np.float32:
@@ -58,7 +65,8 @@ def classes_by_k(
     # Relative to the largest weight and by logarithms: no power of k overflows.
     log_weight = -k * np.log(np.asarray(costs, dtype=np.float64))
     weight = np.exp(log_weight - log_weight.max()).astype(np.float32)
-    return np.argmax(probability * weight[None, :, None], axis=1).astype(np.uint8)
+    classes: NDArray[np.uint8] = np.argmax(probability * weight[None, :, None], axis=1).astype(np.uint8)
+    return classes
 
 
 class _Distribution:
@@ -67,14 +75,14 @@ class _Distribution:
     def __init__(self, values: Values, map_spans: Map) -> None:
         self._spans = [values[a : a + SPAN] for a in range(0, values.size, SPAN)]
         self._map = map_spans
-        extremes = list(map_spans(lambda span: (span.min(), span.max()), self._spans))
-        self.low = float(min(pair[0] for pair in extremes))  # type: ignore[index]
-        self.high = float(max(pair[1] for pair in extremes))  # type: ignore[index]
+        extremes = list(map_spans(lambda span: (float(span.min()), float(span.max())), self._spans))
+        self.low = min(low for low, _ in extremes)
+        self.high = max(high for _, high in extremes)
         self.size = values.size
         self._factor = BINS / (self.high - self.low) if self.high > self.low else 0.0
         counts = np.zeros(BINS, dtype=np.int64)
         sums = np.zeros(BINS)
-        for count, total in map_spans(self._histogram, self._spans):  # type: ignore[misc]
+        for count, total in map_spans(self._histogram, self._spans):
             counts += count
             sums += total
         self._counts_below = np.concatenate([[0], np.cumsum(counts)])
@@ -91,7 +99,8 @@ class _Distribution:
 
     def _histogram(self, span: Values) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         index = self._bin(span)
-        return np.bincount(index, minlength=BINS), np.bincount(index, weights=span, minlength=BINS)
+        sums = np.bincount(index, weights=span, minlength=BINS).astype(np.float64, copy=False)
+        return np.bincount(index, minlength=BINS), sums
 
     def fetch(self, bins: Iterable[int]) -> None:
         """Make the values of these bins known, in one pass over all."""
@@ -106,8 +115,8 @@ class _Distribution:
             return span[hit], index[hit]
 
         picked = list(self._map(pick, self._spans))
-        found = np.concatenate([pair[0] for pair in picked])  # type: ignore[index]
-        index = np.concatenate([pair[1] for pair in picked])  # type: ignore[index]
+        found = np.concatenate([values for values, _ in picked])
+        index = np.concatenate([index for _, index in picked])
         order = np.argsort(found, kind="stable")
         found, index = found[order], index[order]
         for b in np.flatnonzero(wanted):
@@ -134,7 +143,7 @@ class _Distribution:
     def ranked(self, rank: int) -> np.float32:
         b = self.bin_of_rank(rank)
         self.fetch([b])
-        return self._inside[b][0][rank - int(self._counts_below[b])]
+        return np.float32(self._inside[b][0][rank - int(self._counts_below[b])])
 
     def total(self) -> float:
         return float(self._sums_below[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def blocks(region: Region, rows: Axis, *, pixels: int, columns: int = 2048) -> I
         if end - edges[-1] > target and start > edges[-1]:
             edges.append(int(start))
     edges.append(region.bottom)
-    for top, bottom in zip(edges, edges[1:], strict=False):
+    for top, bottom in pairwise(edges):
         for left in range(region.left, region.right, width):
             yield Region(top, bottom, left, min(left + width, region.right))
 

@@ -241,6 +241,8 @@ class _Call:
         self.costs = normalised_costs(self.manifest.cost, scale_key(h, w, options.scale, self.size))
         self.seconds = dict.fromkeys(("backbone", "classifier", "decision", "upsamplers", "compose"), 0.0)
         self.timing = threading.Lock()
+        # (rows, P, columns) probabilities to (rows, columns) classes; known once the rule has decided.
+        self.classify: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
         sweeps = 1 if options.kind == "k" else 2
         self.progress = _Progress(progress, h * w, sweeps * self.size[0] * self.size[1])
 
@@ -324,7 +326,7 @@ class _Call:
     def _decide_by_k(self) -> Decision:
         k = self.options.k or 0.0
         if self.manifest.classes > 2:
-            self._classify = lambda probability: classes_by_k(probability, k, self.costs)
+            self.classify = lambda probability: classes_by_k(probability, k, self.costs)
             return Decision("k", k, None)
         return Decision("k", k, self._decide_by_threshold(threshold_by_k(k, self.costs)))
 
@@ -339,9 +341,7 @@ class _Call:
         return Decision(self.options.kind, self.options.budget, self._decide_by_threshold(threshold))
 
     def _decide_by_threshold(self, threshold: np.float32) -> float:
-        self._classify: Callable[[NDArray[np.float32]], NDArray[np.uint8]] = lambda probability: (
-            probability[:, 0] >= threshold
-        ).view(np.uint8)
+        self.classify = lambda probability: (probability[:, 0] >= threshold).view(np.uint8)
         return float(threshold)
 
     def _survey(self, tile: Tile, tables: Tables) -> None:
@@ -360,8 +360,8 @@ class _Call:
 
     def _classes(self, tables: Tables, region: Region) -> NDArray[np.uint8]:
         if self.options.kind == "k":
-            return self._classify(self._probabilities(tables, region))
-        return self._classify(self.probability[region.top : region.bottom, None, region.left : region.right])
+            return self.classify(self._probabilities(tables, region))
+        return self.classify(self.probability[region.top : region.bottom, None, region.left : region.right])
 
     def _colour(self, tile: Tile, tables: Tables) -> None:
         margin = 1 if self.options.refine else 0

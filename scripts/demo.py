@@ -50,7 +50,8 @@ def main(checkpoint: Path | None, output: Path) -> None:
     """Export a checkpoint, upscale a photograph by 4, and prove the result against PyTorch."""
     if checkpoint is None:
         raise CheckpointError(
-            "no model ships with this version yet; name a PCSR checkpoint: make demo CHECKPOINT=path/to/carn-pcsr.pth"
+            "no model ships with this version yet; "
+            "name a PCSR checkpoint: make demo CHECKPOINT=path/to/carn-pcsr.pth"
         )
     # Rachel Michetti's photograph, which scikit-image ships under CC0.
     truth = skimage.data.coffee()
@@ -80,8 +81,9 @@ def main(checkpoint: Path | None, output: Path) -> None:
 
 
 def compare(checkpoint: Path, bundle: Path, lr: np.ndarray, truth: np.ndarray) -> Table:
-    """Bicubic, PyTorch and the runtime on the same 8-bit input; costs by the paper's count and as they run."""
-    table = Table("", "PSNR dB", "light / heavy %", "GFLOPs, of all-heavy", "GMACs, of all-heavy", "seconds")
+    """Bicubic, PyTorch and the runtime on the same 8-bit input; costs by the paper's count and as run."""
+    titles = ("", "PSNR dB", "light / heavy %", "GFLOPs, of all-heavy", "GMACs, of all-heavy", "seconds")
+    table = Table(*titles)
 
     def row(name: str, image: np.ndarray, cells: list[str], seconds: float) -> None:
         table.add_row(name, f"{psnr(image, truth, shave=SCALE):.3f}", *cells, f"{seconds:.3f}")

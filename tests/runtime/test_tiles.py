@@ -148,7 +148,9 @@ def assert_tiles_change_nothing(open_by_tile: UpscalerByTile, case: Case) -> Non
         assert np.abs(probability - threshold)[expected != result.class_map].max(initial=0) <= NEAR, case
     # Where all probabilities are nearly one, two-means parts what is mostly rounding.
     if case.kind != "near-constant":
-        assert tiled.decision.threshold == pytest.approx(whole.decision.threshold, abs=THRESHOLD_TOLERANCE), case
+        assert tiled.decision.threshold == pytest.approx(whole.decision.threshold, abs=THRESHOLD_TOLERANCE), (
+            case
+        )
     assert_colours_agree(whole, tiled, case)
 
 
