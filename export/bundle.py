@@ -23,14 +23,14 @@ import filelock
 import msgspec
 
 from pcsr.runtime.atomic import sync_folder, write_whole
-from pcsr.runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, parse_manifest, read_bundle
+from pcsr.runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, Precision, parse_manifest, read_bundle
 from pcsr.runtime.errors import BundleError, OptionError
 
 __all__ = ["PRECISIONS", "Contents", "commit", "locked", "provenance", "sweep", "target_state"]
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 # How long to wait for another export into the same bundle before saying so, and before giving up.
 PATIENCE_SECONDS = 1
@@ -58,8 +58,8 @@ class Contents:
     fields: Mapping[str, Any]
     weights: bytes
     sample: bytes
-    graphs: Mapping[str, Mapping[str, bytes]]
-    kept: Mapping[str, Mapping[str, FileEntry]]
+    graphs: Mapping[Precision, Mapping[str, bytes]]
+    kept: Mapping[Precision, Mapping[str, FileEntry]]
 
 
 def target_state(path: Path) -> Literal["absent", "empty", "bundle", "foreign"]:
@@ -187,7 +187,7 @@ def _write(folder: Path, contents: Contents) -> None:
             write_whole(place, content)
         return entry
 
-    graphs: dict[str, dict[str, FileEntry]] = {name: dict(files) for name, files in contents.kept.items()}
+    graphs = {precision: dict(files) for precision, files in contents.kept.items()}
     for precision, files in contents.graphs.items():
         graphs[precision] = {
             name: put(f"graphs/{precision}/{name}", ".onnx", content) for name, content in files.items()

@@ -14,7 +14,7 @@ from pcsr.export.bundle import PRECISIONS, Contents, commit, locked, sweep, targ
 from pcsr.export.check import TOLERANCES, cases, check_half, check_precision, graph_outputs
 from pcsr.export.graphs import build_graphs
 from pcsr.export.sources import Source, from_bundle, from_checkpoint, open_graphs
-from pcsr.runtime.bundle import Bundle, FileEntry, read_bundle
+from pcsr.runtime.bundle import Bundle, FileEntry, Precision, read_bundle
 from pcsr.runtime.errors import BackendError, BundleError, OptionError
 
 __all__ = ["PRECISIONS", "Outcome", "export_bundle"]
@@ -37,7 +37,7 @@ class Outcome:
     bundle: Bundle
     written: tuple[str, ...]
     kept: tuple[str, ...]
-    errors: Mapping[str, float]
+    errors: Mapping[Precision, float]
     largest_half: tuple[float, str] | None
 
 
@@ -91,7 +91,7 @@ def export_bundle(
 def _export(
     source: Source, target: Path, precisions: Sequence[str], force: bool, tell: Callable[[str], object]
 ) -> Outcome:
-    kept: Mapping[str, Mapping[str, FileEntry]] = {}
+    kept: Mapping[Precision, Mapping[str, FileEntry]] = {}
     existing = None
     if target_state(target) == "bundle":
         existing = _what_stays(source, target, force)
@@ -135,11 +135,11 @@ def _what_stays(source: Source, target: Path, force: bool) -> Bundle | None:
 
 
 def _build(
-    source: Source, precisions: Sequence[str]
-) -> tuple[dict[str, dict[str, bytes]], dict[str, float], tuple[float, str] | None]:
+    source: Source, precisions: Sequence[Precision]
+) -> tuple[dict[Precision, dict[str, bytes]], dict[Precision, float], tuple[float, str] | None]:
     """Graphs of each precision, compared with what they must give."""
-    built: dict[str, dict[str, bytes]] = {}
-    errors: dict[str, float] = {}
+    built: dict[Precision, dict[str, bytes]] = {}
+    errors: dict[Precision, float] = {}
     largest: tuple[float, str] | None = None
     if not precisions:
         return built, errors, largest

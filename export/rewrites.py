@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pcsr.model.carn import Carn
+from pcsr.model.fsrcnn import Fsrcnn
 from pcsr.model.heads import MLP
 from pcsr.model.network import Network
+from pcsr.model.srresnet import SrResnet, TrunkBlock
 from pcsr.runtime.errors import CheckError
 
 __all__ = [
@@ -96,7 +100,7 @@ def rewrite(network: Network) -> dict[str, NDArray[np.float32]]:
         torch.manual_seed(0)
         weights = dict(BACKBONES[network.spec.backbone](exact.backbone))
         weights |= _head("classifier", _two_class(exact.classifier), network.spec.width)
-        for j, upsampler in enumerate(exact.upsamplers):
+        for j, upsampler in enumerate(exact.heads):
             weights |= _head(f"upsampler_{j}", _denormalised(upsampler, network.spec.std), network.spec.width)
     return {name: _single(name, values) for name, values in weights.items()}
 
@@ -161,8 +165,7 @@ def _head(name: str, mlp: MLP, features: int) -> dict[str, Double]:
     )
     _check(f"split_first_layer of {name}", first(probe), torch.from_numpy(split))
     weights = {f"{name}.first.{part}": values for part, values in parts.items()}
-    later = [layer for layer in mlp.layers[1:] if isinstance(layer, nn.Linear)]
-    for i, layer in enumerate(later, start=1):
+    for i, layer in enumerate(mlp.linears[1:], start=1):
         weights[f"{name}.layer{i}.weight"] = _array(layer.weight)
         weights[f"{name}.layer{i}.bias"] = _array(layer.bias)
     return weights
@@ -171,22 +174,24 @@ def _head(name: str, mlp: MLP, features: int) -> dict[str, Double]:
 # --- backbones ---------------------------------------------------------------------------------------------
 
 
-def _carn(backbone: nn.Module) -> dict[str, Double]:
+def _carn(backbone: Carn) -> dict[str, Double]:
     weights = _convolution("backbone.entry", backbone.entry)
-    weights |= _cascade("backbone", backbone)
-    for b in (1, 2, 3):
-        block = getattr(backbone, f"b{b}")
-        weights |= _cascade(f"backbone.block{b}", block)
-        for i, position in enumerate((0, 2, 4), start=1):
-            weights |= _convolution(f"backbone.block{b}.unit.conv{i}", block.b1.body[position])
+    weights |= _cascade("backbone", backbone.fusions)
+    for b, block in enumerate(backbone.blocks, start=1):
+        weights |= _cascade(f"backbone.block{b}", block.fusions)
+        convolutions = [layer for layer in block.unit.body if isinstance(layer, nn.Conv2d)]
+        for i, convolution in enumerate(convolutions, start=1):
+            weights |= _convolution(f"backbone.block{b}.unit.conv{i}", convolution)
     return weights
 
 
-def _cascade(name: str, module: nn.Module) -> dict[str, Double]:
+def _cascade(name: str, fusions: Sequence[nn.Sequential]) -> dict[str, Double]:
     """The three 1x1 convolutions with batch norm of a cascade, folded and split by part."""
     weights = {}
-    for j in (1, 2, 3):
-        convolution, norm = getattr(module, f"c{j}")[0], getattr(module, f"c{j}")[1]
+    for j, fusion in enumerate(fusions, start=1):
+        convolution, norm = fusion[0], fusion[1]
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
         folded, bias = fold_batch_norm(_array(convolution.weight), norm)
         parts = split_concatenation(folded, j + 1)
         probe = torch.randn(1, convolution.in_channels, PROBE_SIDE, PROBE_SIDE, dtype=torch.float64)
@@ -206,7 +211,7 @@ def _cascade(name: str, module: nn.Module) -> dict[str, Double]:
     return weights
 
 
-def _fsrcnn(backbone: nn.Module) -> dict[str, Double]:
+def _fsrcnn(backbone: Fsrcnn) -> dict[str, Double]:
     weights: dict[str, Double] = {}
     i = -1
     # In the order of the data, each activation behind its convolution.
@@ -219,15 +224,16 @@ def _fsrcnn(backbone: nn.Module) -> dict[str, Double]:
     return weights
 
 
-def _srresnet(backbone: nn.Module) -> dict[str, Double]:
+def _srresnet(backbone: SrResnet) -> dict[str, Double]:
     weights = _convolution("backbone.entry", backbone.conv_first)
-    for i, unit in enumerate(backbone.recon_trunk):
-        for j in (1, 2):
-            weights |= _convolution(f"backbone.unit{i}.conv{j}", getattr(unit, f"conv{j}"))
+    for i, block in enumerate(backbone.recon_trunk):
+        assert isinstance(block, TrunkBlock)
+        weights |= _convolution(f"backbone.unit{i}.conv1", block.conv1)
+        weights |= _convolution(f"backbone.unit{i}.conv2", block.conv2)
     return weights
 
 
-BACKBONES: Mapping[str, Callable[[nn.Module], dict[str, Double]]] = {
+BACKBONES: Mapping[str, Callable[[Any], dict[str, Double]]] = {
     "carn": _carn,
     "fsrcnn": _fsrcnn,
     "srresnet": _srresnet,

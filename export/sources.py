@@ -23,7 +23,7 @@ from pcsr.model.cost import network_cost
 from pcsr.model.network import Network
 from pcsr.runtime.backends.graphs import Run
 from pcsr.runtime.backends.onnxruntime import open_model
-from pcsr.runtime.bundle import Bundle, NetworkEntry, Normalisation
+from pcsr.runtime.bundle import Bundle, NetworkEntry, Normalisation, Precision
 from pcsr.runtime.cost import CostTable, PixelCosts
 from pcsr.runtime.errors import BundleError
 
@@ -52,10 +52,10 @@ class Source:
     weights: Mapping[str, NDArray[np.float32]]
     weights_file: bytes
     sample: bytes
-    graphs: Mapping[str, Mapping[str, bytes]]
+    graphs: Mapping[Precision, Mapping[str, bytes]]
     expected: Callable[[Sequence[Case]], list[Outputs]]
     expected_by: str
-    exactness: str
+    exactness: Precision
 
     @property
     def checkpoint_sha256(self) -> str:

@@ -7,6 +7,7 @@ Layout (torch.save of nested dictionaries): {"model": {"name", "args", "sd"}, "o
 from __future__ import annotations
 
 import io
+import pickle
 import pickletools
 import zipfile
 import zlib
@@ -63,7 +64,9 @@ def load_authors(path: Path) -> tuple[str, Mapping[str, Any], dict[str, Tensor]]
     try:
         top = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch lets anything out that a malformed pickle provokes
-        reason = str(error).strip().partition("\n")[0][:200]
+        # What PyTorch says about a pickle it refuses includes the advice to load it unsafely.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "its pickle is malformed" if refused else str(error).strip().partition("\n")[0][:200]
         raise CheckpointError(f"{path} is damaged: PyTorch cannot load it ({reason})") from error
     model = top.get("model") if isinstance(top, dict) else None
     if not isinstance(model, dict) or not {"name", "args", "sd"} <= set(model):

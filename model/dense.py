@@ -91,15 +91,7 @@ class DenseNetwork(nn.Module):
 
     def __init__(self, backbone: str, width: int, *, options: tuple[tuple[str, int], ...] = ()) -> None:
         super().__init__()
-        # A heavy-only spec for its checks of sizes, its defaults and the normalisation.
-        self.spec = NetworkSpec(
-            backbone,
-            width,
-            upsamplers=((),),
-            classifier=None,
-            options=options,
-            mean=BACKBONES[backbone].AUTHORS_MEAN,
-        )
+        self.spec = _spec(backbone, width, options)
         complete = dict(self.spec.options)
         self.backbone = BACKBONES[backbone](width, **complete)
         self.tail: Tail = TAILS[backbone](width, complete)
@@ -184,10 +176,15 @@ def dense_cost(network: DenseNetwork) -> DenseCost:
 
 def _dense_skeleton(backbone: str, width: int, options: tuple[tuple[str, int], ...]) -> DenseNetwork:
     """A network with shapes but no memory, in eval mode, after the checks that every network gets."""
+    skeleton(_spec(backbone, width, options))
     with torch.device("meta"):
-        network = DenseNetwork(backbone, width, options=options)
-    skeleton(network.spec)
-    return network.eval()
+        return DenseNetwork(backbone, width, options=options).eval()
+
+
+def _spec(backbone: str, width: int, options: tuple[tuple[str, int], ...]) -> NetworkSpec:
+    """A heavy-only spec, for its checks of sizes, its defaults and the normalisation."""
+    mean = BACKBONES[backbone].AUTHORS_MEAN
+    return NetworkSpec(backbone, width, upsamplers=((),), classifier=None, options=options, mean=mean)
 
 
 def _leaky(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,17 @@ from numpy.typing import NDArray
 from pcsr.runtime.cost import CostTable
 from pcsr.runtime.errors import BundleError
 
-__all__ = ["MANIFEST", "Bundle", "FileEntry", "Manifest", "NetworkEntry", "Normalisation", "read_bundle"]
+__all__ = [
+    "MANIFEST",
+    "Bundle",
+    "FileEntry",
+    "Manifest",
+    "NetworkEntry",
+    "Normalisation",
+    "Precision",
+    "parse_manifest",
+    "read_bundle",
+]
 
 MANIFEST = "manifest.json"
 # A manifest has a few kB; networks of this family have a few MB. Nothing larger is read.
@@ -40,6 +51,7 @@ SHOWN = 160
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Small = Annotated[int, Meta(ge=1, le=4096)]
+Precision = Literal["fp32", "fp16"]
 Hidden = Annotated[tuple[Small, ...], Meta(max_length=16)]
 
 
@@ -84,7 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cost: CostTable
     weights: FileEntry
     sample: FileEntry
-    graphs: Annotated[dict[Literal["fp32", "fp16"], dict[str, FileEntry]], Meta(min_length=1)]
+    graphs: Annotated[dict[Precision, dict[str, FileEntry]], Meta(min_length=1)]
     provenance: dict[str, str]
     """Where it comes from; its `checkpoint_sha256` says whether two bundles are of one network."""
 
@@ -161,9 +173,9 @@ class Bundle:
         if precision not in graphs:
             raise BundleError(
                 f"bundle {self.path} has no {precision} graphs, only {', '.join(graphs)}; "
-                f"add them with: pcsr-export CHECKPOINT -o {self.path} --precision {precision}"
+                f"add them with: pcsr-export {shlex.quote(str(self.path))} --precision {precision}"
             )
-        return graphs[precision]  # type: ignore[index]
+        return graphs[precision]
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Weights of the rewritten network under the names of docs/bundle.md."""

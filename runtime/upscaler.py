@@ -42,7 +42,7 @@ REFINED_BLOCKS = 4
 # Working memory of the per-pixel networks and of composing, per output pixel of a block (measured, rounded up).
 BLOCK_BYTES_PER_PIXEL = 1536
 # ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
-ARENA_OVERHEAD = 1.4
+ARENA_OVERHEAD = 1.2
 
 
 class Upscaler:

@@ -123,6 +123,9 @@ def _session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A memory pattern is one large block for each shape ever seen, beside what the arena holds already: with
+    # tiles of several sizes that doubles the memory and gains no time (docs/performance.md).
+    options.enable_mem_pattern = False
     # Threads that spin while they wait would take the cores from the workers of the other stages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -110,14 +110,14 @@ def test_a_failed_save_leaves_the_old_file_alone(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(CheckpointError, match="cannot write .*No space left"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left"):
         save_checkpoint(small_network, path)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "before"
 
 
 def test_saving_into_a_missing_folder_says_so(small_network: Network, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot write .*No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*No such file"):
         save_checkpoint(small_network, tmp_path / "missing" / "network.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""The authors' sample picture (276x420 to 1104x1680): quality, shares and cost as measured with their program.
+"""The authors' sample picture (276x420 to 1104x1680): quality, shares and cost measured with their program.
 
 "float" is the unrounded bicubic of the original, which the authors' scripts feed; "8bit" is their LRx4.png.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,35 @@ from pcsr.runtime.bicubic import resize
 
 pytestmark = pytest.mark.slow
 
-# backbone, LR, rule: PSNR without and with refinement, heavy share in percent, GFLOPs.
-ROWS: list[tuple[str, str, dict[str, Any], float, float, float, float | None]] = [
-    ("carn", "float", {"k": 0.0}, 29.4894, 29.4795, 29.136, 84.270),
-    ("carn", "8bit", {"k": 0.0}, 29.4689, 29.4601, 28.615, 83.907),
-    ("carn", "float", {"adaptive": True}, 29.4767, 29.4591, 14.467, 74.033),
-    ("carn", "8bit", {"adaptive": True}, 29.4566, 29.4391, 14.384, 73.976),
-    ("carn", "float", {"k": -25.0}, 29.5061, 29.5061, 100.0, 133.73),
-    ("carn", "float", {"k": -0.5}, 29.4963, 29.4912, 63.99, 108.59),
-    ("carn", "float", {"k": 0.25}, 29.4856, 29.4737, 21.92, 79.24),
-    ("carn", "float", {"k": 1.0}, 29.4725, 29.4529, 12.94, 72.97),
-    ("carn", "8bit", {"k": -25.0}, 29.4860, 29.4860, 100.0, None),
-    ("carn", "8bit", {"k": -0.5}, 29.4762, 29.4715, float("nan"), None),
-    ("carn", "8bit", {"k": 0.25}, 29.4647, 29.4537, float("nan"), None),
-    ("carn", "8bit", {"k": 1.0}, 29.4515, 29.4316, float("nan"), None),
-    ("fsrcnn", "float", {"k": 0.0}, 28.4669, 28.4693, 26.218, 17.673),
-    ("fsrcnn", "8bit", {"k": 0.0}, 28.4630, 28.4653, 26.253, 17.690),
-    ("fsrcnn", "float", {"adaptive": True}, 28.4638, 28.4661, 24.302, 16.783),
-    ("fsrcnn", "8bit", {"adaptive": True}, 28.4592, 28.4614, 24.306, 16.785),
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    backbone: str
+    lr: str
+    rule: dict[str, Any]
+    psnr: float
+    psnr_refined: float
+    heavy_percent: float | None
+    gflops: float | None
+
+
+ROWS = [
+    Row("carn", "float", {"k": 0.0}, 29.4894, 29.4795, 29.136, 84.270),
+    Row("carn", "8bit", {"k": 0.0}, 29.4689, 29.4601, 28.615, 83.907),
+    Row("carn", "float", {"adaptive": True}, 29.4767, 29.4591, 14.467, 74.033),
+    Row("carn", "8bit", {"adaptive": True}, 29.4566, 29.4391, 14.384, 73.976),
+    Row("carn", "float", {"k": -25.0}, 29.5061, 29.5061, 100.0, 133.73),
+    Row("carn", "float", {"k": -0.5}, 29.4963, 29.4912, 63.99, 108.59),
+    Row("carn", "float", {"k": 0.25}, 29.4856, 29.4737, 21.92, 79.24),
+    Row("carn", "float", {"k": 1.0}, 29.4725, 29.4529, 12.94, 72.97),
+    Row("carn", "8bit", {"k": -25.0}, 29.4860, 29.4860, 100.0, None),
+    Row("carn", "8bit", {"k": -0.5}, 29.4762, 29.4715, None, None),
+    Row("carn", "8bit", {"k": 0.25}, 29.4647, 29.4537, None, None),
+    Row("carn", "8bit", {"k": 1.0}, 29.4515, 29.4316, None, None),
+    Row("fsrcnn", "float", {"k": 0.0}, 28.4669, 28.4693, 26.218, 17.673),
+    Row("fsrcnn", "8bit", {"k": 0.0}, 28.4630, 28.4653, 26.253, 17.690),
+    Row("fsrcnn", "float", {"adaptive": True}, 28.4638, 28.4661, 24.302, 16.783),
+    Row("fsrcnn", "8bit", {"adaptive": True}, 28.4592, 28.4614, 24.306, 16.785),
 ]
 
 THRESHOLDS = {
@@ -79,41 +91,29 @@ def psnr(official: Path, image: NDArray[np.float32]) -> float:
     return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
-@functools.cache
-def result(
-    official: Path, backbone: str, kind: str, rule: tuple[tuple[str, Any], ...], refine: bool
-) -> Reference:
-    network = load_checkpoint(official / f"{backbone}-pcsr.pth")
-    return upscale(network, lr(official, kind), scale=4, refine=refine, **dict(rule))
+def result(official: Path, row: Row, *, refine: bool) -> Reference:
+    network = load_checkpoint(official / f"{row.backbone}-pcsr.pth")
+    return upscale(network, lr(official, row.lr), scale=4, refine=refine, **row.rule)
 
 
-@pytest.mark.parametrize(("backbone", "kind", "rule", "plain", "refined", "share", "gflops"), ROWS)
-def test_oracle_reaches_the_measured_quality_share_and_cost(
-    official: Path,
-    backbone: str,
-    kind: str,
-    rule: dict[str, Any],
-    plain: float,
-    refined: float,
-    share: float,
-    gflops: float | None,
-) -> None:
-    without = result(official, backbone, kind, tuple(rule.items()), False)
-    assert psnr(official, without.image) == pytest.approx(plain, abs=0.002)
-    with_refinement = upscale(
-        load_checkpoint(official / f"{backbone}-pcsr.pth"), lr(official, kind), scale=4, refine=True, **rule
-    )
-    assert psnr(official, with_refinement.image) == pytest.approx(refined, abs=0.002)
-    if not np.isnan(share):
-        assert 100 * without.class_map.mean() == pytest.approx(share, abs=0.01)
-    if gflops is not None:
-        assert without.flops / 1e9 == pytest.approx(gflops, abs=0.01)
-    if "adaptive" in rule:
-        assert without.threshold == pytest.approx(THRESHOLDS[backbone, kind], abs=2e-5)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.backbone}-{row.lr}-{row.rule}")
+def test_oracle_reaches_the_measured_quality_share_and_cost(official: Path, row: Row) -> None:
+    plain, refined = (result(official, row, refine=refine) for refine in (False, True))
+    assert psnr(official, plain.image) == pytest.approx(row.psnr, abs=0.002)
+    assert psnr(official, refined.image) == pytest.approx(row.psnr_refined, abs=0.002)
+    if row.heavy_percent is not None:
+        assert 100 * plain.class_map.mean() == pytest.approx(row.heavy_percent, abs=0.01)
+    if row.gflops is not None:
+        assert plain.flops / 1e9 == pytest.approx(row.gflops, abs=0.01)
+    if "adaptive" in row.rule:
+        assert plain.threshold == pytest.approx(THRESHOLDS[row.backbone, row.lr], abs=2e-5)
 
 
 def test_oracle_makes_the_authors_sample_result(official: Path) -> None:
-    made = result(official, "carn", "float", (("adaptive", True),), False)
+    row = next(
+        row for row in ROWS if (row.backbone, row.lr, row.rule) == ("carn", "float", {"adaptive": True})
+    )
+    made = result(official, row, refine=False)
     difference = np.abs(levels(made.image) - picture(official, "PCSR.png"))
     assert difference.max() <= 1
     assert (difference > 0).mean() <= 1e-4

@@ -1,7 +1,7 @@
 """The runtime against results of the authors' program on their sample picture, whole: 420x276 to 1680x1104.
 
-PSNR in RGB, rounded, four pixels shaved. "float" is the picture's unrounded bicubic reduction, which is what the
-published networks were trained on; "8bit" is that, rounded. The published demo's own output is there too.
+PSNR in RGB, rounded, four pixels shaved. "float" is the picture's unrounded bicubic reduction, which is what
+the published networks were trained on; "8bit" is that, rounded. The published demo's own output is there too.
 """
 
 from collections.abc import Callable, Iterator
