@@ -155,7 +155,9 @@ def test_a_broken_field_is_refused_by_reader_and_schema(
 
 
 @pytest.mark.parametrize(("change", "words"), REFUSED_BY_MEANING)
-def test_a_contradiction_is_refused_though_every_type_is_right(bundle: Path, change: Change, words: str) -> None:
+def test_a_contradiction_is_refused_though_every_type_is_right(
+    bundle: Path, change: Change, words: str
+) -> None:
     manifest = manifest_of(bundle)
     change(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
