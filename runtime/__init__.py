@@ -1,7 +1,7 @@
 """Bundle and picture in, picture out, without PyTorch.
 
-`Upscaler.open(bundle)` gives a callable that upscales NumPy pictures. Reads top to bottom in `upscaler.py`:
-plan tiles, probabilities per tile, decide once, colours per tile, compose.
+`Upscaler.open(bundle)` gives a callable that upscales NumPy pictures. A picture's way reads top to
+bottom in `inference.py`: plan tiles, probabilities per tile, decide once, colours per tile, compose.
 """
 
 from pcsr.runtime.errors import PcsrError

@@ -1,19 +1,10 @@
-"""The upscaler: the whole way of a picture, top to bottom.
-
-plan tiles → probabilities per tile → decide once → colours per tile → compose → result
-
-`k` with its threshold known in advance takes one sweep over the tiles; `adaptive` and `budget` look at every
-probability first and take two, keeping the backbone's tables in between where memory allows.
-"""
+"""The upscaler: a bundle opened for use, and what may be asked of it. A picture's way is in `inference.py`."""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -22,27 +13,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime import compose
-from pcsr.runtime.backends import Backend, Tables, open_backend
+from pcsr.runtime.backends import Backend, open_backend
 from pcsr.runtime.bundle import Bundle, read_bundle
-from pcsr.runtime.cost import normalised_costs, picture_cost
-from pcsr.runtime.decision import adaptive_threshold, budget_threshold, classes_by_k, threshold_by_k
-from pcsr.runtime.errors import CancelledError, ClosedError, OptionError
-from pcsr.runtime.geometry import Axis, axis, output_size, scale_key
+from pcsr.runtime.compose import check_picture
+from pcsr.runtime.errors import ClosedError, OptionError
+from pcsr.runtime.inference import Inference, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
-from pcsr.runtime.options import Decision, Options, Progress, Result
-from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, plan_tiles
+from pcsr.runtime.options import Options, Progress, Result
 
 __all__ = ["Upscaler"]
-
-logger = logging.getLogger(__name__)
-
-# A refined block computes a margin of one pixel twice: taller blocks make that a few per cent.
-REFINED_BLOCKS = 4
-# Working memory of the per-pixel networks and of composing, per output pixel of a block (measured, rounded up).
-BLOCK_BYTES_PER_PIXEL = 1536
-# ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
-ARENA_OVERHEAD = 1.2
 
 
 class Upscaler:
@@ -61,9 +40,14 @@ class Upscaler:
         self.bundle = bundle
         self.threads = threads
         self.memory_limit = memory_limit
-        self._tile = tile
-        self._backend = backend
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pcsr")
+        self._resources = Resources(
+            backend=backend,
+            manifest=bundle.manifest,
+            pool=ThreadPoolExecutor(threads, thread_name_prefix="pcsr"),
+            threads=threads,
+            memory_limit=memory_limit,
+            tile=tile,
+        )
         self._idle = threading.Condition()
         self._running = 0
         self._closed = False
@@ -111,22 +95,22 @@ class Upscaler:
     @property
     def backend(self) -> str:
         """Name of the backend that runs."""
-        return self._backend.name
+        return self._resources.backend.name
 
     @property
     def provider(self) -> str:
         """Execution provider that runs."""
-        return self._backend.provider
+        return self._resources.backend.provider
 
     @property
     def precision(self) -> str:
         """Precision of the graphs that run."""
-        return self._backend.precision
+        return self._resources.backend.precision
 
     @property
     def device(self) -> str:
         """Device that was asked for."""
-        return self._backend.device
+        return self._resources.backend.device
 
     def __call__(
         self,
@@ -163,9 +147,9 @@ class Upscaler:
         options = Options(scale=scale, size=size, k=k, adaptive=adaptive, budget=budget, refine=refine)
         if self.bundle.manifest.classes > 2 and options.kind != "k":
             raise OptionError(f"{options.kind} decides between two classes, this bundle has more; use k")
-        compose.check_picture(picture)
+        check_picture(picture)
         with self._in_use():
-            return _Call(self, picture, options, progress).run()
+            return Inference(self._resources, picture, options, progress).run()
 
     def map(self, pictures: Iterable[NDArray[Any]], **options: Any) -> Iterator[Result]:
         """Upscale pictures one after another, in order, with the same options as a call.
@@ -198,8 +182,8 @@ class Upscaler:
                 return
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0)
-        self._pool.shutdown()
-        self._backend.close()
+        self._resources.pool.shutdown()
+        self._resources.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -221,227 +205,3 @@ class Upscaler:
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
-
-
-class _Call:
-    """One picture on its way."""
-
-    def __init__(
-        self, upscaler: Upscaler, picture: NDArray[Any], options: Options, progress: Progress | None
-    ) -> None:
-        self.upscaler = upscaler
-        self.backend = upscaler._backend
-        self.manifest = upscaler.bundle.manifest
-        self.picture = picture
-        self.options = options
-        h, w = picture.shape[:2]
-        self.size = output_size(h, w, options.scale, options.size)
-        self.rows: Axis = axis(h, self.size[0])
-        self.columns: Axis = axis(w, self.size[1])
-        self.costs = normalised_costs(self.manifest.cost, scale_key(h, w, options.scale, self.size))
-        self.seconds = dict.fromkeys(("backbone", "classifier", "decision", "upsamplers", "compose"), 0.0)
-        self.timing = threading.Lock()
-        # (rows, P, columns) probabilities to (rows, columns) classes; known once the rule has decided.
-        self.classify: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
-        sweeps = 1 if options.kind == "k" else 2
-        self.progress = _Progress(progress, h * w, sweeps * self.size[0] * self.size[1])
-
-    def run(self) -> Result:
-        started = time.perf_counter()
-        tiles, kept = self._plan()
-        self.place = self.backend.place(self.rows, self.columns)
-        self.image = np.empty((*self.size, *self.picture.shape[2:]), dtype=self.picture.dtype)
-        self.class_map = np.empty(self.size, dtype=np.uint8)
-        if self.options.kind == "k":
-            decision = self._decide_by_k()
-            for tile in tiles:
-                self._colour(tile, self._tables(tile))
-        else:
-            self.probability = np.empty(self.size, dtype=np.float32)
-            tables: list[Tables | None] = []
-            for tile in tiles:
-                made = self._tables(tile)
-                self._survey(tile, made)
-                tables.append(made if kept else None)
-            decision = self._decide_by_picture()
-            for number, tile in enumerate(tiles):
-                self._colour(tile, tables[number] or self._tables(tile))
-                tables[number] = None
-        counts = np.bincount(self.class_map.reshape(-1), minlength=self.manifest.classes).tolist()
-        return Result(
-            image=self.image,
-            class_map=self.class_map,
-            shares=tuple(count / self.class_map.size for count in counts),
-            decision=decision,
-            cost=picture_cost(self.manifest.cost, self.rows.lr * self.columns.lr, counts),
-            milliseconds={
-                **{stage: 1000 * spent for stage, spent in self.seconds.items()},
-                "total": 1000 * (time.perf_counter() - started),
-            },
-            tile=(min(self.side, self.rows.lr), min(self.side, self.columns.lr)),
-            backend=self.backend.name,
-            provider=self.backend.provider,
-            precision=self.backend.precision,
-        )
-
-    def _plan(self) -> tuple[list[Tile], bool]:
-        """Tiles, and whether the tables of all of them may be kept between two sweeps."""
-        h, w = self.picture.shape[:2]
-        pixels = self.size[0] * self.size[1]
-        two_sweeps = self.options.kind != "k"
-        output = pixels * (self.picture.itemsize * (self.picture.size // (h * w)) + 1 + 4 * two_sweeps)
-        block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
-        fixed = self.picture.nbytes + output + self.upscaler.threads * block * BLOCK_BYTES_PER_PIXEL
-        table = sum(self.manifest.table_channels) * (4 if self.backend.precision == "fp32" else 2)
-        working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
-        self.side = choose_tile(
-            h,
-            w,
-            halo=self.manifest.halo,
-            asked=self.upscaler._tile,
-            fixed_bytes=fixed,
-            bytes_per_pixel=working,
-            limit=self.upscaler.memory_limit,
-        )
-        tiles = plan_tiles(self.rows, self.columns, self.side, halo=self.manifest.halo)
-        all_tables = sum(tile.window.pixels for tile in tiles) * table
-        largest = max(tile.window.pixels for tile in tiles) * working
-        kept = fixed + largest + all_tables <= self.upscaler.memory_limit
-        logger.debug(
-            "%d tiles of %d, tables %s between sweeps", len(tiles), self.side, "kept" if kept else "made anew"
-        )
-        return tiles, kept
-
-    def _tables(self, tile: Tile) -> Tables:
-        window = tile.window
-        started = time.perf_counter()
-        lr = compose.to_float(self.picture[window.top : window.bottom, window.left : window.right])
-        # Grey is shown to the network as equal red, green and blue; alpha is not shown.
-        rgb = np.repeat(lr, 3, axis=1) if lr.shape[1] == 1 else lr[:, :3]
-        made = self.backend.tables(np.ascontiguousarray(rgb.transpose(1, 0, 2)), window)
-        self._spent("backbone", started, threads=1)
-        self.progress.add_input(window.pixels)
-        return made
-
-    def _decide_by_k(self) -> Decision:
-        k = self.options.k or 0.0
-        if self.manifest.classes > 2:
-            self.classify = lambda probability: classes_by_k(probability, k, self.costs)
-            return Decision("k", k, None)
-        return Decision("k", k, self._decide_by_threshold(threshold_by_k(k, self.costs)))
-
-    def _decide_by_picture(self) -> Decision:
-        started = time.perf_counter()
-        values = self.probability.reshape(-1)
-        if self.options.budget is None:
-            threshold = adaptive_threshold(values, self.upscaler._pool.map)
-        else:
-            threshold = budget_threshold(values, self.options.budget, self.upscaler._pool.map)
-        self._spent("decision", started, threads=1)
-        return Decision(self.options.kind, self.options.budget, self._decide_by_threshold(threshold))
-
-    def _decide_by_threshold(self, threshold: np.float32) -> float:
-        self.classify = lambda probability: (probability[:, 0] >= threshold).view(np.uint8)
-        return float(threshold)
-
-    def _survey(self, tile: Tile, tables: Tables) -> None:
-        def survey(region: Region) -> Region:
-            y, x = slice(region.top, region.bottom), slice(region.left, region.right)
-            self.probability[y, x] = self._probabilities(tables, region)[:, 0]
-            return region
-
-        self._each_block(survey, tile.hr, self.backend.block)
-
-    def _probabilities(self, tables: Tables, region: Region) -> NDArray[np.float32]:
-        started = time.perf_counter()
-        probability = self.backend.probabilities(tables, self.place, region)
-        self._spent("classifier", started)
-        return probability
-
-    def _classes(self, tables: Tables, region: Region) -> NDArray[np.uint8]:
-        if self.options.kind == "k":
-            return self.classify(self._probabilities(tables, region))
-        return self.classify(self.probability[region.top : region.bottom, None, region.left : region.right])
-
-    def _colour(self, tile: Tile, tables: Tables) -> None:
-        margin = 1 if self.options.refine else 0
-
-        def colour(inner: Region) -> Region:
-            region = inner.grown(margin, *self.size)
-            classes = self._classes(tables, region)
-            started = time.perf_counter()
-            residual = self.backend.residuals(tables, self.place, region, classes)
-            self._spent("upsamplers", started)
-            started = time.perf_counter()
-            self._compose(residual, classes, region, inner)
-            self._spent("compose", started)
-            return inner
-
-        self._each_block(colour, tile.hr, self.backend.block * (REFINED_BLOCKS if margin else 1))
-
-    def _compose(
-        self, residual: NDArray[np.float32], classes: NDArray[np.uint8], region: Region, inner: Region
-    ) -> None:
-        base = compose.base(self.picture, self.rows, self.columns, region)
-        residual += base[:, :3]
-        if self.options.refine:
-            residual = compose.refine(residual, classes, region, inner, self.size)
-        top, left = inner.top - region.top, inner.left - region.left
-        rows, columns = inner.shape
-        y, x = slice(inner.top, inner.bottom), slice(inner.left, inner.right)
-        self.class_map[y, x] = classes[top : top + rows, left : left + columns]
-        out = self.image[y, x]
-        if base.shape[1] == 4:
-            compose.store(residual, out[..., :3])
-            compose.store(base[top : top + rows, 3:, left : left + columns], out[..., 3:])
-        else:
-            compose.store(residual, out)
-
-    def _each_block(self, work: Callable[[Region], Region], region: Region, pixels: int) -> None:
-        for done in self._spread(work, blocks(region, self.rows, pixels=pixels)):
-            self.progress.add_output(done.pixels)
-
-    def _spread(self, work: Callable[[Region], Region], regions: Iterator[Region]) -> Iterator[Region]:
-        """Like `map` on the worker pool, a few blocks ahead, none left running when the caller stops."""
-        pool = self.upscaler._pool
-        pending = [
-            pool.submit(work, region) for region in itertools.islice(regions, 2 * self.upscaler.threads)
-        ]
-        try:
-            while pending:
-                yield pending.pop(0).result()
-                pending += [pool.submit(work, region) for region in itertools.islice(regions, 1)]
-        finally:
-            for future in pending:
-                if not future.cancel():
-                    future.exception()
-
-    def _spent(self, stage: str, started: float, threads: int | None = None) -> None:
-        spent = (time.perf_counter() - started) / (threads or self.upscaler.threads)
-        with self.timing:
-            self.seconds[stage] += spent
-
-
-class _Progress:
-    """Share of the work done, told to the caller; the backbone counts as much as one sweep over the output."""
-
-    def __init__(self, callback: Progress | None, inputs: int, outputs: int) -> None:
-        self._callback = callback
-        self._inputs, self._outputs = inputs, outputs
-        self._seen_inputs = self._seen_outputs = 0
-
-    def add_input(self, pixels: int) -> None:
-        self._seen_inputs += pixels
-        self._tell()
-
-    def add_output(self, pixels: int) -> None:
-        self._seen_outputs += pixels
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._callback is None:
-            return
-        # Windows overlap, so input pixels can be seen more often than there are.
-        inputs = min(self._seen_inputs / self._inputs, 1.0)
-        if self._callback(0.5 * inputs + 0.5 * self._seen_outputs / self._outputs) is False:
-            raise CancelledError("the progress callback cancelled the picture")

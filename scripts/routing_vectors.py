@@ -207,12 +207,12 @@ def pictures(folder: Path, picture: NDArray[np.uint8]) -> Arrays:
         plain = up(single, scale=SCALE, k=0.0)
         adaptive = up(single, scale=SCALE, adaptive=True, refine=True)
         rounded = up(picture, scale=SCALE, adaptive=True, refine=True)
-        tables = up._backend.tables(
+        tables = up._resources.backend.tables(
             np.ascontiguousarray(single.transpose(2, 0, 1)), Region(0, SIZE[0], 0, SIZE[1])
         )
         everything = Region(0, plain.class_map.shape[0], 0, plain.class_map.shape[1])
-        place = up._backend.place(*picture_axes())
-        probability = up._backend.probabilities(tables, place, everything)[:, 0]
+        place = up._resources.backend.place(*picture_axes())
+        probability = up._resources.backend.probabilities(tables, place, everything)[:, 0]
     bilinear = base(picture, *picture_axes(), everything).transpose(0, 2, 1)
     threshold = np.array([plain.decision.threshold, adaptive.decision.threshold], dtype=np.float32)
     return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,23 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "other.safetensors"
     save_checkpoint(random_network(SPECS["three classes"], seed=2), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., BaseProcess]:
+    """A function that starts `pcsr-export` in a process of its own, with everything imported already.
+
+    A server that imports once forks the processes, so that a command of two seconds' imports starts at once.
+    `first` is a statement to run before the command.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pcsr.export.cli", "pcsr.export.pipeline"])
+
+    def start(*arguments: object, first: str = "") -> BaseProcess:
+        command = f"main({[str(argument) for argument in arguments]!r})"
+        program = f"from pcsr.export.cli import main\n{first}\n{command}"
+        process = context.Process(target=exec, args=(program, {}))
+        process.start()
+        return process
+
+    return start

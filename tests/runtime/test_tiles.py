@@ -125,10 +125,10 @@ def untiled_probabilities(up: Upscaler, case: Case) -> np.ndarray:
     """Probabilities (H, P, W) from the backend, asked once for the whole picture."""
     h, w = case.picture.shape[:2]
     H, W = output_size(h, w, case.options.get("scale"), case.options.get("size"))
-    place = up._backend.place(axis(h, H), axis(w, W))
+    place = up._resources.backend.place(axis(h, H), axis(w, W))
     lr = np.ascontiguousarray(case.picture.transpose(2, 0, 1))
-    tables = up._backend.tables(lr, Region(0, h, 0, w))
-    return up._backend.probabilities(tables, place, Region(0, H, 0, W))
+    tables = up._resources.backend.tables(lr, Region(0, h, 0, w))
+    return up._resources.backend.probabilities(tables, place, Region(0, H, 0, W))
 
 
 def assert_colours_agree(whole: Result, tiled: Result, case: Case) -> None:
