@@ -206,7 +206,7 @@ def test_tables_made_anew_between_sweeps_give_the_same_bytes_as_kept_ones(
 ) -> None:
     picture = np.ascontiguousarray(PHOTO[:180, :200])
     options: dict[str, Any] = {"scale": 1.5, "adaptive": True, "refine": refine}
-    caplog.set_level(logging.DEBUG, "pcsr.runtime.upscaler")
+    caplog.set_level(logging.DEBUG, "pcsr.runtime.inference")
     with Upscaler.open(small_bundle, threads=1, tile=16) as up:
         kept = up(picture, **options)
     assert "kept between sweeps" in caplog.text
