@@ -85,7 +85,9 @@ costs = st.tuples(st.floats(0.05, 0.45), st.floats(0.55, 0.95))
 
 
 @given(st.floats(-40, 40), costs, hnp.arrays(np.float32, 50, elements=st.floats(0, 1, width=32)))
-def test_the_threshold_of_k_is_the_papers_comparison(k: float, cost: tuple[float, float], p1: np.ndarray) -> None:
+def test_the_threshold_of_k_is_the_papers_comparison(
+    k: float, cost: tuple[float, float], p1: np.ndarray
+) -> None:
     threshold = threshold_by_k(k, tuple(map(np.float32, cost)))
     c0, c1 = (float(np.float32(c)) for c in cost)
     exact = p1.astype(np.float64)

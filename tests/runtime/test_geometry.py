@@ -62,7 +62,9 @@ def test_nearest_never_decreases_and_reaches_every_input_pixel(lr: int, scale: f
     assert np.abs(a.relative).max() <= 1.001
 
 
-@pytest.mark.parametrize(("side", "scale", "expected"), [(31, 1.5, 46), (15, 2.3, 34), (21, 2.5, 52), (15, 2.5, 38)])
+@pytest.mark.parametrize(
+    ("side", "scale", "expected"), [(31, 1.5, 46), (15, 2.3, 34), (21, 2.5, 52), (15, 2.5, 38)]
+)
 def test_output_sizes_round_half_to_even(side: int, scale: float, expected: int) -> None:
     assert output_size(side, side, scale, None) == (expected, expected)
 

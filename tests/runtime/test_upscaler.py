@@ -32,7 +32,11 @@ def test_the_result_says_what_ran_and_adds_up(up: Upscaler, photo: np.ndarray) -
     assert sum(result.shares) == pytest.approx(1)
     assert result.shares[1] == pytest.approx((result.class_map == 1).mean())
     assert result.shares[1] == pytest.approx(0.25, abs=0.01)
-    assert (result.backend, result.provider, result.precision) == ("onnxruntime", "CPUExecutionProvider", "fp32")
+    assert (result.backend, result.provider, result.precision) == (
+        "onnxruntime",
+        "CPUExecutionProvider",
+        "fp32",
+    )
     assert result.tile == (50, 67)
     assert result.decision.kind == "budget"
     assert result.cost.macs < result.cost.macs_all_heavy
@@ -42,15 +46,24 @@ def test_the_result_says_what_ran_and_adds_up(up: Upscaler, photo: np.ndarray) -
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_type_and_channels_come_back(up: Upscaler, photo: np.ndarray, channels: int | None, dtype: type) -> None:
+def test_type_and_channels_come_back(
+    up: Upscaler, photo: np.ndarray, channels: int | None, dtype: type
+) -> None:
     full = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
     picture = (photo.astype(np.float64) / 255 * full).astype(dtype)
-    picture = picture[..., 0] if channels is None else np.concatenate([picture, picture[..., :1]], 2)[..., :channels]
+    picture = (
+        picture[..., 0]
+        if channels is None
+        else np.concatenate([picture, picture[..., :1]], 2)[..., :channels]
+    )
     result = up(picture, scale=2.5)
     assert result.image.dtype == dtype
     assert result.image.shape == (round(50 * 2.5), round(67 * 2.5), *picture.shape[2:])
     # An upscaled photograph looks like the photograph.
-    near = result.image[1::5, 1::5].astype(np.float64) / full - picture[::2, ::2][: 25, : 34].astype(np.float64) / full
+    near = (
+        result.image[1::5, 1::5].astype(np.float64) / full
+        - picture[::2, ::2][:25, :34].astype(np.float64) / full
+    )
     assert np.abs(near).mean() < 0.1
 
 
@@ -101,7 +114,9 @@ def test_k_is_a_dial(up: Upscaler, photo: np.ndarray) -> None:
         ({"scale": 2, "k": float("inf")}, "finite"),
     ],
 )
-def test_meaningless_options_are_refused(up: Upscaler, photo: np.ndarray, options: dict, message: str) -> None:
+def test_meaningless_options_are_refused(
+    up: Upscaler, photo: np.ndarray, options: dict, message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         up(photo, **options)
 

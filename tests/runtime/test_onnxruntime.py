@@ -1,0 +1,100 @@
+"""The portable backend gives what was asked for, or says why not and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pcsr.runtime import Upscaler
+from pcsr.runtime.backends import onnxruntime as backend
+from pcsr.runtime.errors import BackendError, BundleError, OptionError
+
+
+def test_an_unknown_backend_or_device_is_refused_with_the_choices(small_bundle: Path) -> None:
+    with pytest.raises(OptionError, match="'tensorrt'; choose one of: auto, onnxruntime"):
+        Upscaler.open(small_bundle, backend="tensorrt")
+    for device in ("gpu", "cuda:x", "cpu:0", "cuda:", ""):
+        with pytest.raises(OptionError, match="use cpu, cuda or cuda:<index>"):
+            Upscaler.open(small_bundle, device=device)
+
+
+def test_cuda_without_its_provider_is_an_error_and_never_the_processor(small_bundle: Path) -> None:
+    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider, only .*pip install 'pcsr\[gpu\]'"):
+        Upscaler.open(small_bundle, device="cuda:0")
+
+
+def test_two_wheels_that_overwrite_each_other_are_detected(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both wheels own the same files: only their metadata tells.
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter([name]))
+    with pytest.raises(BackendError, match="both installed.*pip uninstall onnxruntime onnxruntime-gpu"):
+        Upscaler.open(small_bundle)
+
+
+def test_a_missing_onnx_runtime_names_the_extra(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install 'pcsr\[cpu\]'"):
+        Upscaler.open(small_bundle)
+
+
+def test_a_session_that_got_another_provider_is_an_error() -> None:
+    import onnxruntime
+
+    class Fallen(onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
+        """What ONNX Runtime does when a CUDA library is missing: it warns and takes the CPU."""
+
+        def __init__(self, model: bytes, options: Any, providers: list[Any]) -> None:
+            super().__init__(model, options, providers=["CPUExecutionProvider"])
+
+    module = SimpleNamespace(
+        SessionOptions=onnxruntime.SessionOptions, InferenceSession=Fallen, __version__="test"
+    )
+    with pytest.raises(BackendError, match="was to run on CUDAExecutionProvider and ONNX Runtime gave CPU"):
+        backend._session(module, _identity(), "graph backbone", ("CUDAExecutionProvider", {}), 1)
+
+
+def _identity() -> bytes:
+    from pcsr.export.writer import GraphWriter
+
+    g = GraphWriter("identity", "for a test")
+    g.input("x", ("n",), "anything")
+    g.node("Identity", ["x"], "y")
+    g.output("y", ("n",), "the same")
+    content: bytes = g.model({}).SerializeToString()
+    return content
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_named() -> None:
+    with pytest.raises(BackendError, match="ONNX Runtime refuses graph nonsense"):
+        backend.open_model(b"nonsense", "graph nonsense")
+
+
+def test_auto_takes_float32_on_the_processor_whatever_order_the_bundle_has(small_bundle: Path) -> None:
+    with Upscaler.open(small_bundle, precision="auto") as up:
+        assert up.precision == "fp32"
+
+
+def test_a_precision_the_bundle_lacks_carries_the_command(small_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="pcsr-export .* --precision int8"):
+        Upscaler.open(small_bundle, precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"memory_limit": 0}, "memory_limit is 0"),
+        ({"tile": 15}, "16 input pixels"),
+    ],
+)
+def test_meaningless_arguments_of_open_are_refused(
+    small_bundle: Path, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        Upscaler.open(small_bundle, **options)  # type: ignore[arg-type]
