@@ -35,7 +35,8 @@ def test_full_hd_to_8k_stays_below_one_and_a_half_gibibytes(
     command += ["-o", tmp_path / "8k.jpg", "--memory-limit", "1GiB", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    report = json.loads(process.stdout.read())
+    with process.stdout:
+        report = json.loads(process.stdout.read())
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
