@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pcsr.export.writer import GraphWriter
-from pcsr.runtime.bundle import NetworkEntry, Normalisation
+from pcsr.runtime.manifest import NetworkEntry, Normalisation
 
 __all__ = ["BACKBONES", "backbone_graph", "pad_convolution", "pad_vector", "padded_channels"]
 
@@ -187,9 +187,8 @@ def _fsrcnn(g: GraphWriter, x: str, network: NetworkEntry, weights: Weights) -> 
     """FSRCNN: head, shrink, mapping convolutions, expand; a PReLU where the weights have a slope."""
     conv = _Convolutions(g, weights)
     layout = None
-    for i in range(
-        sum(1 for name in weights if name.startswith("backbone.layer") and name.endswith(".weight"))
-    ):
+    # The 5x5, the shrinking 1x1, the mapping layers, the expanding 1x1.
+    for i in range(network.options["m"] + 3):
         name = f"backbone.layer{i}"
         outputs = padded_channels(len(weights[f"{name}.weight"]), 1)
         x = conv(x, name, inputs=layout, outputs=outputs)

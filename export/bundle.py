@@ -23,8 +23,9 @@ import filelock
 import msgspec
 
 from pcsr.runtime.atomic import sync_folder, write_whole
-from pcsr.runtime.bundle import MANIFEST, Bundle, FileEntry, Manifest, Precision, parse_manifest, read_bundle
+from pcsr.runtime.bundle import MANIFEST, Bundle, read_bundle
 from pcsr.runtime.errors import BundleError, OptionError
+from pcsr.runtime.manifest import FileEntry, Manifest, Precision, parse_manifest
 
 __all__ = ["PRECISIONS", "Contents", "commit", "locked", "provenance", "sweep", "target_state"]
 

@@ -174,7 +174,12 @@ def check_precision(
 
 
 def check_half(
-    models: Mapping[str, onnx.ModelProto], weights: Mapping[str, NDArray[Any]], case: Case, expected: Outputs
+    models: Mapping[str, onnx.ModelProto],
+    weights: Mapping[str, NDArray[Any]],
+    case: Case,
+    expected: Outputs,
+    *,
+    reference: str = "PyTorch",
 ) -> tuple[float, str]:
     """Run fp16 graphs under emulation; the largest magnitude of any float16 tensor, and its name.
 
@@ -182,7 +187,7 @@ def check_half(
         CheckError: a tensor overflows, or an output is beyond the tolerance.
     """
     graphs = {name: EmulatedHalf(model) for name, model in models.items()}
-    check_precision("fp16", case, expected, graph_outputs(graphs, weights, case))
+    check_precision("fp16", case, expected, graph_outputs(graphs, weights, case), reference=reference)
     return max((graph.largest[0], f"{name}: {graph.largest[1]}") for name, graph in graphs.items())
 
 

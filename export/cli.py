@@ -117,8 +117,8 @@ def _show(bundle: Bundle, as_json: bool) -> None:
     facts = Table(show_header=False, box=None)
 
     def fact(name: str, value: str) -> None:
-        # Text: what comes from a bundle is no markup.
-        facts.add_row(Text(name), Text(value))
+        # What comes from a bundle is neither markup nor commands to the terminal.
+        facts.add_row(*(Text("".join(c if c.isprintable() else "�" for c in text)) for text in (name, value)))
 
     fact("network", f"{network.backbone}, {network.width} channels, sees {manifest.halo} pixels around")
     for j, hidden in enumerate(network.upsamplers):

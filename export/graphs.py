@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pcsr.export.backbone_graphs import backbone_graph
 from pcsr.export.head_graphs import dense_head, sparse_head
-from pcsr.runtime.bundle import NetworkEntry, Normalisation
+from pcsr.runtime.manifest import NetworkEntry, Normalisation
 
 __all__ = ["build_graphs"]
 

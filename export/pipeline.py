@@ -14,8 +14,9 @@ from pcsr.export.bundle import PRECISIONS, Contents, commit, locked, sweep, targ
 from pcsr.export.check import TOLERANCES, cases, check_half, check_precision, graph_outputs
 from pcsr.export.graphs import build_graphs
 from pcsr.export.sources import Source, from_bundle, from_checkpoint, open_graphs
-from pcsr.runtime.bundle import Bundle, FileEntry, Precision, read_bundle
+from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.errors import BackendError, BundleError, OptionError
+from pcsr.runtime.manifest import FileEntry, Precision
 
 __all__ = ["PRECISIONS", "Outcome", "export_bundle"]
 
@@ -146,15 +147,13 @@ def _build(
     pieces = cases(source.pixels())
     pairs = list(zip(pieces, source.expected(pieces), strict=True))
     for precision in precisions:
-        models = build_graphs(
-            source.fields["network"],
-            source.fields["normalisation"],
-            source.weights,
-            half=precision == "fp16",
-        )
+        models = _graphs(source, half=precision == "fp16")
         if precision == "fp16":
             # First, since it names the tensor that overflows.
-            largest = max(check_half(models, source.weights, piece, expected) for piece, expected in pairs)
+            largest = max(
+                check_half(models, source.weights, piece, expected, reference=source.expected_by)
+                for piece, expected in pairs
+            )
         built[precision] = {name: serialise(model) for name, model in models.items()}
         runs = open_graphs(built[precision], precision)
         errors[precision] = max(
@@ -169,6 +168,25 @@ def _build(
             for piece, expected in pairs
         )
     return built, errors, largest
+
+
+def _graphs(source: Source, *, half: bool) -> dict[str, onnx.ModelProto]:
+    network, normalisation = source.fields["network"], source.fields["normalisation"]
+    try:
+        return build_graphs(network, normalisation, source.weights, half=half)
+    except (
+        KeyError,
+        ValueError,
+        IndexError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        if not source.graphs:
+            raise
+        raise BundleError(
+            f"the bundle's weights do not fit its network, {network.backbone!a} ({error!r:.100}); "
+            "export it anew from its checkpoint"
+        ) from error
 
 
 def serialise(model: onnx.ModelProto) -> bytes:

@@ -23,9 +23,10 @@ from pcsr.model.cost import network_cost
 from pcsr.model.network import Network
 from pcsr.runtime.backends.graphs import Run
 from pcsr.runtime.backends.onnxruntime import open_model
-from pcsr.runtime.bundle import Bundle, NetworkEntry, Normalisation, Precision
+from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.cost import CostTable, PixelCosts
 from pcsr.runtime.errors import BundleError
+from pcsr.runtime.manifest import NetworkEntry, Normalisation, Precision
 
 __all__ = ["Source", "from_bundle", "from_checkpoint", "open_graphs"]
 
@@ -75,7 +76,7 @@ class Source:
             weights=its.weights,
             weights_file=its.weights_file,
             sample=its.sample,
-            graphs=self.graphs if self.weights_file == its.weights_file else {},
+            graphs={**(self.graphs if self.weights_file == its.weights_file else {}), **its.graphs},
         )
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -113,8 +114,8 @@ def from_checkpoint(path: Path) -> Source:
         CheckError: a rewrite changes the network.
         OptionError: `SOURCE_DATE_EPOCH` is no whole number.
     """
-    record = provenance(checkpoint_sha256(path))
     network = load_checkpoint(path)
+    record = provenance(checkpoint_sha256(path))
     weights = rewrite(network)
     entry, normalisation = network_entry(network), Normalisation(mean=network.spec.mean, std=network.spec.std)
     return Source(

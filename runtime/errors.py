@@ -8,6 +8,7 @@ PcsrError
 ├ BackendError         a backend is missing, broken, or did not give what was asked for
 ├ MemoryLimitError     the memory limit cannot hold the smallest piece of work
 ├ CheckError           a check of exactness or accuracy failed
+├ TrainingError        a training run cannot go on; its last good state is kept
 ├ CancelledError       the caller's progress callback asked to stop
 └ ClosedError          the upscaler has been closed
 """
@@ -25,6 +26,7 @@ __all__ = [
     "OptionError",
     "PcsrError",
     "PictureError",
+    "TrainingError",
 ]
 
 
@@ -58,6 +60,10 @@ class MemoryLimitError(PcsrError):
 
 class CheckError(PcsrError):
     """A check of exactness or accuracy failed."""
+
+
+class TrainingError(PcsrError):
+    """A training run cannot start or go on; its last good state is kept."""
 
 
 class CancelledError(PcsrError):

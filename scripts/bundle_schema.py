@@ -11,7 +11,7 @@ import json
 
 import msgspec
 
-from pcsr.runtime.bundle import Manifest
+from pcsr.runtime.manifest import Manifest
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pcsr.export.pipeline import export_bundle
 from pcsr.model.checkpoint import save_checkpoint
 from pcsr.model.network import Network, NetworkSpec, build
 
@@ -73,6 +74,19 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with both precisions."""
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("both") / "bundle").bundle.path
+
+
+@pytest.fixture(scope="session")
+def single(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with fp32 only."""
+    target = tmp_path_factory.mktemp("single") / "bundle"
+    return export_bundle(checkpoint, target, precisions=["fp32"]).bundle.path
+
+
+@pytest.fixture(scope="session")
 def forked() -> Callable[..., BaseProcess]:
     """A function that starts `pcsr-export` in a process of its own, with everything imported already.
 
@@ -80,7 +94,9 @@ def forked() -> Callable[..., BaseProcess]:
     `first` is a statement to run before the command.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pcsr.export.cli", "pcsr.export.pipeline"])
+    # The last two are imported on first use only.
+    modules = ["pcsr.export.cli", "pcsr.export.pipeline", "onnxruntime", "torch._dynamo"]
+    context.set_forkserver_preload(modules)
 
     def start(*arguments: object, first: str = "") -> BaseProcess:
         command = f"main({[str(argument) for argument in arguments]!r})"

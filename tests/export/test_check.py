@@ -28,8 +28,9 @@ from pcsr.export.sources import from_checkpoint, network_entry, open_graphs
 from pcsr.model.checkpoint import save_checkpoint
 from pcsr.model.network import Network
 from pcsr.runtime import Upscaler
-from pcsr.runtime.bundle import Normalisation, read_bundle
+from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.errors import CheckError
+from pcsr.runtime.manifest import Normalisation
 
 Make = Callable[..., Network]
 Weights = dict[str, np.ndarray]

@@ -18,8 +18,8 @@ from pcsr.export.pipeline import export_bundle, serialise
 from pcsr.export.rewrites import rewrite
 from pcsr.export.sources import network_entry, open_graphs
 from pcsr.model.network import Network
-from pcsr.runtime.bundle import Normalisation
 from pcsr.runtime.errors import CheckError
+from pcsr.runtime.manifest import Normalisation
 
 Make = Callable[..., Network]
 

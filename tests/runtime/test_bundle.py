@@ -18,8 +18,9 @@ import pytest
 import safetensors.numpy
 
 from pcsr.runtime import Upscaler
-from pcsr.runtime.bundle import FILE_LIMIT, read_bundle
+from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.errors import BundleError
+from pcsr.runtime.manifest import FILE_LIMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 Change = Callable[[dict[str, Any]], object]
