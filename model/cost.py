@@ -1,10 +1,11 @@
 """What a network costs per pixel: the paper's convention, and multiply-accumulates, side by side.
 
-Counted by walking the modules of a network without memory, each call of a shared module on its own.
+Counted by walking the modules of a network as a small picture goes through, each call of a shared module on its own.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsr.model.heads import GEOMETRY, MLP
-from pcsr.model.network import Network, skeleton
+from pcsr.model.network import Network
 
 __all__ = ["NetworkCost", "PixelCost", "count", "network_cost", "normalised_cost_list", "total"]
 
@@ -52,11 +53,13 @@ class NetworkCost:
 
 def network_cost(network: Network) -> NetworkCost:
     """Count the work per pixel of a network."""
-    empty = skeleton(network.spec)
-    flops, macs = count(empty.backbone, torch.empty(1, 3, SIDE, SIDE, device="meta"))
-    heads = [_linear_macs(head) for head in empty.heads]
-    classifier = 0 if empty.classifier is None else _linear_macs(empty.classifier)
-    every_head = [*empty.heads, *([] if empty.classifier is None else [empty.classifier])]
+    # A copy in eval mode: a picture that goes through must not move the batch norms' statistics. Not on the
+    # meta device, whose first use costs a second of imports.
+    backbone = copy.deepcopy(network.backbone).cpu().eval()
+    flops, macs = count(backbone, torch.zeros(1, 3, SIDE, SIDE))
+    heads = [_linear_macs(head) for head in network.heads]
+    classifier = 0 if network.classifier is None else _linear_macs(network.classifier)
+    every_head = [*network.heads, *([] if network.classifier is None else [network.classifier])]
     tables = network.spec.width * sum(head.linears[0].out_features for head in every_head)
     pixels = SIDE * SIDE
     return NetworkCost(
@@ -64,8 +67,8 @@ def network_cost(network: Network) -> NetworkCost:
         macs=PixelCost(macs // pixels, classifier, tuple(heads)),
         hoisted_macs=PixelCost(
             macs // pixels + tables,
-            0 if empty.classifier is None else classifier - _first_macs(empty.classifier),
-            tuple(macs - _first_macs(head) for macs, head in zip(heads, empty.heads, strict=True)),
+            0 if network.classifier is None else classifier - _first_macs(network.classifier),
+            tuple(macs - _first_macs(head) for macs, head in zip(heads, network.heads, strict=True)),
         ),
     )
 
