@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +34,28 @@ def test_full_hd_to_8k_stays_below_one_and_a_half_gibibytes(
     ]
     command += ["-o", tmp_path / "8k.jpg", "--memory-limit", "1GiB", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, resident_peak(process.pid))
+        time.sleep(0.02)
     assert process.stdout is not None
     with process.stdout:
         report = json.loads(process.stdout.read())
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     assert report["size"] == "7680x4320"
-    # Linux counts kibibytes.
-    assert usage.ru_maxrss / 1024 / 1024 < 1.5
+    assert 100 << 20 < peak < 1.5 * (1 << 30)
+
+
+def resident_peak(pid: int) -> int:
+    """Bytes that a process has had resident at the most, since it became this program.
+
+    The system's accounting at its end would count the test runner's own memory too, which the process was for
+    a moment before.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    peaks = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+    running = "pcsr-upscale" in Path(f"/proc/{pid}/cmdline").read_text()
+    return 1024 * peaks[0] if peaks and running else 0
