@@ -23,6 +23,9 @@ from pcsr.runtime.options import Options, Progress, Result
 
 __all__ = ["Upscaler"]
 
+# More than any machine has use for; a typing error must not fill the memory with stacks.
+MAX_THREADS = 512
+
 
 class Upscaler:
     """Upscales pictures with one bundle. Safe to share among threads.
@@ -71,7 +74,7 @@ class Upscaler:
             device: "cpu", "cuda" or "cuda:<index>".
             precision: "fp32", "fp16", or "auto": the fastest in the bundle for the backend.
             backend: "onnxruntime", or "auto": the fastest that is installed.
-            threads: worker threads; None: the cores this process may use.
+            threads: worker threads, at most 512; None: the cores this process may use.
             memory_limit: bytes that one call may take; None: half of the memory this process can have.
             tile: side of the tiles in input pixels, 16 or more; None: by the memory limit.
 
@@ -81,8 +84,8 @@ class Upscaler:
             OptionError: an argument has no meaning.
         """
         threads = usable_cores() if threads is None else threads
-        if threads < 1:
-            raise OptionError(f"threads is {threads}; it must be 1 or more")
+        if not 1 <= threads <= MAX_THREADS:
+            raise OptionError(f"threads is {threads}; it must be between 1 and {MAX_THREADS}")
         memory_limit = total_memory() // 2 if memory_limit is None else memory_limit
         if memory_limit < 1:
             raise OptionError(f"memory_limit is {memory_limit}; it must be a positive number of bytes")

@@ -89,6 +89,7 @@ def test_a_precision_the_bundle_lacks_carries_the_command(small_bundle: Path) ->
     ("options", "message"),
     [
         ({"threads": 0}, "threads is 0"),
+        ({"threads": 10_000_000}, "between 1 and 512"),
         ({"memory_limit": 0}, "memory_limit is 0"),
         ({"tile": 15}, "16 input pixels"),
     ],
