@@ -78,7 +78,9 @@ def main(
         return
     click.echo(f"{output}: wrote {', '.join(outcome['written'])}" + _kept(outcome["kept"]))
     for name, error in outcome["errors"].items():
-        click.echo(f"  {name}: largest difference from PyTorch {error:.2g} of the value range")
+        click.echo(
+            f"  {name}: largest difference from {outcome['compared_with']} {error:.2g} of the value range"
+        )
     if outcome["largest_half"]:
         value, tensor = outcome["largest_half"]
         click.echo(f"  fp16 (emulated): largest magnitude {value:.4g} of 65504, in {tensor}")
@@ -100,6 +102,7 @@ def _export(source: Path, output: Path, precision: str, force: bool) -> dict[str
         "written": list(outcome.written),
         "kept": list(outcome.kept),
         "errors": dict(outcome.errors),
+        "compared_with": outcome.compared_with,
         "largest_half": list(outcome.largest_half) if outcome.largest_half else None,
     }
 

@@ -31,7 +31,8 @@ class Outcome:
         bundle: as it is now.
         written: precisions that were built and checked, or copied from the bundle that was the source.
         kept: precisions that were there.
-        errors: of what was built, by precision: largest difference from PyTorch, as a share of the value range.
+        errors: of what was built, by precision: the largest difference, as a share of the value range.
+        compared_with: what they differ from: "PyTorch", or the graphs of the bundle that was the source.
         largest_half: largest magnitude of any float16 tensor on the sample picture, emulated, and its name.
     """
 
@@ -39,6 +40,7 @@ class Outcome:
     written: tuple[str, ...]
     kept: tuple[str, ...]
     errors: Mapping[Precision, float]
+    compared_with: str
     largest_half: tuple[float, str] | None
 
 
@@ -101,7 +103,7 @@ def _export(
     missing = [p for p in PRECISIONS if p in precisions and p not in kept]
     if not missing:
         sweep(target)
-        return Outcome(read_bundle(target), (), tuple(kept), {}, None)
+        return Outcome(read_bundle(target), (), tuple(kept), {}, source.expected_by, None)
     copied = {p: source.graphs[p] for p in missing if p in source.graphs}
     build = [p for p in missing if p not in copied]
     if build:
@@ -115,7 +117,7 @@ def _export(
         kept=kept,
     )
     bundle = commit(target, contents, replace=existing is None)
-    return Outcome(bundle, tuple(missing), tuple(kept), errors, largest)
+    return Outcome(bundle, tuple(missing), tuple(kept), errors, source.expected_by, largest)
 
 
 def _what_stays(source: Source, target: Path, force: bool) -> Bundle | None:

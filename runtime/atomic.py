@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["sync_folder", "whole_file", "write_whole"]
+__all__ = ["sync_folder", "unwritable", "whole_file", "write_whole"]
+
+
+def unwritable(path: Path) -> str | None:
+    """Why a file cannot be written there, as far as can be told without trying; None if nothing speaks against it.
+
+    For finding out before an hour of work what would otherwise be found after it.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"{path.parent} is not a folder; make it first or write elsewhere"
+    if path.is_dir():
+        return f"{path} is a folder; name a file"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{path.parent} cannot be written to; change its permissions or write elsewhere"
+    return None
 
 
 @contextmanager

@@ -56,22 +56,24 @@ class Bundle:
         path = self.path / entry.path
         # Not Path.resolve, which raises on links that go in circles.
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.path)):
-            raise BundleError(f"{path} leads out of the bundle; export the bundle anew")
+            raise BundleError(f"{path} leads out of the bundle; export the bundle anew with --force")
         try:
             size = _regular_size(path)
             if size != entry.bytes:
                 raise BundleError(
-                    f"{path} has {size} bytes, the manifest says {entry.bytes}; export the bundle anew"
+                    f"{path} has {size} bytes, the manifest says {entry.bytes}; export the bundle anew with --force"
                 )
             with path.open("rb") as file:
                 content = file.read(entry.bytes + 1)
+        except PermissionError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror}; change its permissions") from error
         except OSError as error:
             raise BundleError(
-                f"cannot read {path}: {error.strerror or error}; export the bundle anew"
+                f"cannot read {path}: {error.strerror or error}; export the bundle anew with --force"
             ) from error
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleError(
-                f"{path} was changed or damaged (sha256 differs from the manifest); export the bundle anew"
+                f"{path} was changed or damaged (sha256 differs from the manifest); export the bundle anew with --force"
             )
         return content
 
@@ -113,8 +115,11 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     folder = Path(path)
     file = folder / MANIFEST
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise BundleError(f"bundle {folder} {what}; make one with: pcsr-export CHECKPOINT -o {folder}")
+        if folder.exists():
+            raise BundleError(f"{folder} is not a folder; make one with: pcsr-export CHECKPOINT -o BUNDLE")
+        raise BundleError(
+            f"bundle {folder} does not exist; make one with: pcsr-export CHECKPOINT -o {folder}"
+        )
     try:
         if _regular_size(file) > MANIFEST_LIMIT:
             raise BundleError(
@@ -123,6 +128,8 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
             )
         with file.open("rb") as opened:
             content = opened.read(MANIFEST_LIMIT)
+    except PermissionError as error:
+        raise BundleError(f"cannot read {file}: {error.strerror}; change its permissions") from error
     except OSError as error:
         raise BundleError(
             f"{folder} is not a bundle ({file.name}: {error.strerror or error}); make one with: "
@@ -163,7 +170,8 @@ def head_weights(
             or not np.isfinite(vector).all()
         ):
             raise BundleError(
-                f"the bundle's weights lack {key} with {first} finite float32 values; export the bundle anew"
+                f"the bundle's weights lack {key} with {first} finite float32 values; "
+                "export the bundle anew with --force"
             )
         picked[part] = vector
     return picked

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pcsr.runtime.atomic import unwritable
 from pcsr.runtime.class_maps import overlay, write_class_map
 from pcsr.runtime.console import (
     exit_on_error,
@@ -175,16 +176,14 @@ class Targets:
             form = output_format(path)
             if what == "--class-map" and form != "png":
                 raise OptionError(f"{path}: a class map is written as PNG; end the name in .png")
-            if not path.parent.is_dir():
-                raise OptionError(f"{path.parent} is not a folder; make it first or write elsewhere")
+            if problem := unwritable(path):
+                raise OptionError(problem)
             place = path.resolve()
             if place in seen or (path.exists() and source.exists() and path.samefile(source)):
                 raise OptionError(
                     f"{what} {path} is also {seen.get(place, 'the input')}; give it another name"
                 )
             seen[place] = what
-            if path.is_dir():
-                raise OptionError(f"{path} is a folder; name a file")
             if os.path.lexists(path) and not force:
                 raise OptionError(f"{path} exists; give --force to replace it, or another name")
 
@@ -220,17 +219,16 @@ def upscale_file(upscaler: Upscaler, source: Path, targets: Targets, options: Op
             progress=show,
         )
     classes = upscaler.bundle.manifest.classes
-    beside: list[Path] = []
+    # What is new beside an output that then fails goes again; a file that was replaced is not taken away.
+    new = [path for path in (targets.class_map, targets.overlay) if path is not None and not path.exists()]
     try:
         if targets.class_map is not None:
             write_class_map(targets.class_map, result.class_map, classes)
-            beside.append(targets.class_map)
         if targets.overlay is not None:
             write_picture(targets.overlay, overlay(result.image, result.class_map, classes))
-            beside.append(targets.overlay)
         write_picture(targets.output, result.image, like=picture)
     except BaseException:
-        for path in beside:
+        for path in new:
             path.unlink(missing_ok=True)
         raise
     return result

@@ -96,6 +96,9 @@ def exit_on_error() -> Iterator[None]:
             _end(f"error: {error}", error)
         except KeyboardInterrupt as error:
             _end("interrupted", error)
+        except OSError as error:
+            # Of standard output, as a rule: a closed pipe, a full disk behind a redirection.
+            _end(f"error: {error}", error)
         except MemoryError as error:
             _end("error: out of memory; give a lower memory limit or ask for a smaller output", error)
 

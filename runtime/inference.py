@@ -133,7 +133,10 @@ class Inference:
         two_sweeps = self.options.kind != "k"
         output = pixels * (self.picture.itemsize * (self.picture.size // (h * w)) + 1 + 4 * two_sweeps)
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
-        fixed = self.picture.nbytes + output + self.resources.threads * block * BLOCK_BYTES_PER_PIXEL
+        # Blocks of all workers at once may take a quarter of the limit; where they would take more, fewer run.
+        block_bytes = block * BLOCK_BYTES_PER_PIXEL
+        self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
+        fixed = self.picture.nbytes + output + self.workers * block_bytes
         table = sum(self.manifest.table_channels) * (4 if self.backend.precision == "fp32" else 2)
         working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
         self.side = choose_tile(
@@ -249,10 +252,10 @@ class Inference:
 
     def _spread(self, work: Callable[[Region], Region], regions: Iterator[Region]) -> Iterator[Region]:
         """Like `map` on the worker pool, a few blocks ahead, none left running when the caller stops."""
-        pool = self.resources.pool
-        pending = [
-            pool.submit(work, region) for region in itertools.islice(regions, 2 * self.resources.threads)
-        ]
+        pool, workers = self.resources.pool, self.workers
+        # Blocks that wait take no memory, but the pool would start them: none do where not all workers may run.
+        ahead = 2 * workers if workers == self.resources.threads else workers
+        pending = [pool.submit(work, region) for region in itertools.islice(regions, ahead)]
         try:
             while pending:
                 yield pending.pop(0).result()
@@ -289,5 +292,6 @@ class _Progress:
             return
         # Windows overlap, so input pixels can be seen more often than there are.
         inputs = min(self._seen_inputs / self._inputs, 1.0)
-        if self._callback(0.5 * inputs + 0.5 * self._seen_outputs / self._outputs) is False:
+        answer = self._callback(0.5 * inputs + 0.5 * self._seen_outputs / self._outputs)
+        if isinstance(answer, bool | np.bool_) and not answer:
             raise CancelledError("the progress callback cancelled the picture")

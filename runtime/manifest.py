@@ -107,7 +107,9 @@ def parse_manifest(content: bytes, file: Path) -> Manifest:
     try:
         head: Any = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{file} is not JSON ({_shown(error)}); export the bundle anew") from error
+        raise BundleError(
+            f"{file} is not JSON ({_shown(error)}); export the bundle anew with --force"
+        ) from error
     if not isinstance(head, dict) or head.get("format") != "pcsr-bundle":
         raise BundleError(
             f"{file} is not the manifest of a pcsr bundle; point to a folder made by pcsr-export"
@@ -120,10 +122,12 @@ def parse_manifest(content: bytes, file: Path) -> Manifest:
     try:
         manifest = msgspec.convert(head, Manifest)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{file} is damaged: {_shown(error)}; export the bundle anew") from error
+        raise BundleError(
+            f"{file} is damaged: {_shown(error)}; export the bundle anew with --force"
+        ) from error
     problem = _contradiction(manifest)
     if problem:
-        raise BundleError(f"{file} contradicts itself: {problem}; export the bundle anew")
+        raise BundleError(f"{file} contradicts itself: {problem}; export the bundle anew with --force")
     return manifest
 
 

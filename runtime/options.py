@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -44,8 +45,16 @@ class Options:
     refine: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("scale", "k", "budget"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise OptionError(f"{name} is {value!r}; it must be a number")
+        if self.size is not None and not (
+            isinstance(self.size, Sequence) and all(isinstance(side, Integral) for side in self.size)
+        ):
+            raise OptionError(f"size is {self.size!r}; it must be two whole numbers of pixels, (H, W)")
         if (self.scale is None) == (self.size is None):
-            raise OptionError("give exactly one of scale (like 4 or 2.5) and size ((H, W) in pixels)")
+            raise OptionError("give exactly one of scale (like 4 or 2.5) and size (of the output, in pixels)")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale >= 1):
             raise OptionError(f"scale is {self.scale}; it must be a finite number, 1 or more")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Self
 
@@ -53,6 +54,7 @@ class Upscaler:
         )
         self._idle = threading.Condition()
         self._running = 0
+        self._callers: set[int] = set()
         self._closed = False
 
     @classmethod
@@ -83,6 +85,9 @@ class Upscaler:
             BackendError: the backend is missing, broken, or got another provider than it asked for.
             OptionError: an argument has no meaning.
         """
+        for name, value in (("threads", threads), ("memory_limit", memory_limit), ("tile", tile)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise OptionError(f"{name} is {value!r}; it must be a whole number")
         threads = usable_cores() if threads is None else threads
         if not 1 <= threads <= MAX_THREADS:
             raise OptionError(f"threads is {threads}; it must be between 1 and {MAX_THREADS}")
@@ -157,21 +162,32 @@ class Upscaler:
     def map(self, pictures: Iterable[NDArray[Any]], **options: Any) -> Iterator[Result]:
         """Upscale pictures one after another, in order, with the same options as a call.
 
-        The next picture is taken from the iterable while one is being computed, so reading and computing
-        overlap; no more than that one is held ahead.
+        The next picture is taken from the iterable, in the caller's thread, while one is being computed in
+        another, so reading and computing overlap; no more than that one is held ahead. A progress callback is
+        called in that other thread.
 
         Raises:
-            What a call raises, when that picture's turn comes.
+            What a call raises, when that picture's turn comes, and what the iterable raises, after the results
+            of the pictures before; either ends the iteration.
         """
+        rest = iter(pictures)
         with ThreadPoolExecutor(1, thread_name_prefix="pcsr-map") as ahead:
-            previous = None
-            for picture in pictures:
-                current = ahead.submit(self, picture, **options)
-                if previous is not None:
-                    yield previous.result()
-                previous = current
-            if previous is not None:
-                yield previous.result()
+            pending: list[Future[Result]] = []
+            failed: Exception | None = None
+            while failed is None:
+                try:
+                    pending.append(ahead.submit(self, next(rest), **options))
+                except StopIteration:
+                    break
+                except Exception as error:  # whatever the caller's iterable raises
+                    failed = error
+                else:
+                    if len(pending) == 2:
+                        yield pending.pop(0).result()
+            if pending:
+                yield pending.pop().result()
+            if failed is not None:
+                raise failed
 
     def warmup(self, size: tuple[int, int], *, scale: float = 4) -> None:
         """Run once on a grey picture of (h, w), so that the first real one pays for no set-up."""
@@ -179,8 +195,16 @@ class Upscaler:
         self(grey, scale=scale)
 
     def close(self) -> None:
-        """Wait for running calls, then release everything; further calls raise `ClosedError`."""
+        """Wait for running calls, then release everything; further calls raise `ClosedError`.
+
+        Raises:
+            OptionError: called from inside a call, by its progress callback: it would wait for itself.
+        """
         with self._idle:
+            if threading.get_ident() in self._callers:
+                raise OptionError(
+                    "close() from a progress callback; return False from it to cancel the picture"
+                )
             if self._closed:
                 return
             self._closed = True
@@ -202,9 +226,11 @@ class Upscaler:
             if self._closed:
                 raise ClosedError("this upscaler was closed; open another")
             self._running += 1
+            self._callers.add(threading.get_ident())
         try:
             yield
         finally:
             with self._idle:
                 self._running -= 1
+                self._callers.discard(threading.get_ident())
                 self._idle.notify_all()

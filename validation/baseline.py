@@ -188,5 +188,5 @@ def _name(name: str, scale: float, rule: str) -> str:
 
 
 def _pictures_sha256(one: SetComparison) -> str:
-    lines = sorted(f"{picture.name} {picture.size[1]}x{picture.size[0]}\n" for picture in one.pictures)
+    lines = sorted(f"{picture.name} {picture.truth_sha256}\n" for picture in one.pictures)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

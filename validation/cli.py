@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pcsr.runtime.atomic import unwritable
 from pcsr.runtime.console import exit_on_error, start_logging
 from pcsr.runtime.errors import OptionError
 from pcsr.validation.baseline import write_baseline
@@ -175,8 +176,8 @@ def main(
     )
     # Found out now, not after an hour.
     for target in (save_baseline, report):
-        if target is not None and not target.absolute().parent.is_dir():
-            raise OptionError(f"{target.parent} is no folder, {target} cannot be written; make it first")
+        if target is not None and (problem := unwritable(target)):
+            raise OptionError(problem)
     with watching(data, scales=len(settings.scales), limit=limit) as watch:
         found = validate(
             bundle,

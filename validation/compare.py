@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.bicubic import resize
@@ -125,6 +127,7 @@ def _compare(
     return Comparison(
         name=name,
         size=(truth.shape[0], truth.shape[1]),
+        truth_sha256=hashlib.sha256(np.ascontiguousarray(truth).tobytes()).hexdigest(),
         bicubic=bicubic,
         runtime=_quality(result.image, truth, scale),
         oracle=_quality(reference.image, truth, scale) if reference is not None else None,

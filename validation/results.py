@@ -68,6 +68,7 @@ class Comparison:
     Attributes:
         name: of the picture, without its ending.
         size: (H, W) of the output and the cropped truth.
+        truth_sha256: of the cropped truth's samples, so that a baseline knows its pictures again.
         bicubic: MATLAB's bicubic of the same LR, for comparison.
         runtime: the upscaler.
         oracle: the published inference in PyTorch; None without a checkpoint.
@@ -83,6 +84,7 @@ class Comparison:
 
     name: str
     size: tuple[int, int]
+    truth_sha256: str
     bicubic: Quality
     runtime: Quality
     oracle: Quality | None

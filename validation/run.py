@@ -144,7 +144,7 @@ def validate(
 
     Raises:
         OptionError: no pictures, a damaged baseline or one for other settings, a rule that the bundle cannot
-            follow.
+            follow, a checkpoint that the bundle was not made from.
         BundleError: the bundle is missing or damaged.
         CheckpointError: the checkpoint is.
         BackendError: a backend is missing or broken, or PyTorch for the oracle.
@@ -161,12 +161,17 @@ def validate(
         precision=settings.precision,
         threads=settings.threads,
     ) as upscaler:
-        notes, checkpoint_sha256, oracle = [], None, None
+        checkpoint_sha256, oracle = None, None
         if checkpoint is not None:
             oracle = load_oracle(checkpoint, threads=settings.threads)
             checkpoint_sha256 = _sha256(Path(checkpoint))
-            if checkpoint_sha256 != upscaler.bundle.manifest.provenance.get("checkpoint_sha256"):
-                notes.append(f"the bundle was not made from the file {checkpoint} (its sha256 differs)")
+            made_from = upscaler.bundle.manifest.provenance["checkpoint_sha256"]
+            if checkpoint_sha256 != made_from:
+                # A dB gate alone would let a better network pass as proof of this bundle.
+                raise OptionError(
+                    f"{bundle} was made from another checkpoint than {checkpoint} (sha256 {made_from[:12]}…, not "
+                    f"{checkpoint_sha256[:12]}…); compare it with that one, or export this one"
+                )
         ran = {
             "backend": upscaler.backend,
             "provider": upscaler.provider,
@@ -194,7 +199,7 @@ def validate(
         verdict=line,
         status=status,
         check_failures=tuple(failure for verdict in verdicts for failure in verdict.failures),
-        notes=(*notes, *(note for verdict in verdicts for note in verdict.notes)),
+        notes=tuple(note for verdict in verdicts for note in verdict.notes),
         bundle=str(bundle),
         manifest_sha256=_sha256(upscaler.bundle.path / MANIFEST),
         checkpoint=None if checkpoint is None else str(checkpoint),

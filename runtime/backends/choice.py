@@ -13,6 +13,8 @@ __all__ = ["BACKENDS", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
+PRECISIONS = ("fp32", "fp16")
+
 # Fastest first: "auto" takes the first.
 BACKENDS = {"onnxruntime": open_onnxruntime}
 
@@ -34,6 +36,10 @@ def open_backend(bundle: Bundle, *, backend: str, device: str, precision: str, t
     """
     if backend != "auto" and backend not in BACKENDS:
         raise OptionError(f"no backend is named {backend!r}; choose one of: auto, {', '.join(BACKENDS)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise OptionError(
+            f"no precision is named {precision!r}; choose one of: auto, {', '.join(PRECISIONS)}"
+        )
     chosen = next(iter(BACKENDS)) if backend == "auto" else backend
     opened = BACKENDS[chosen](bundle, device=device, precision=precision, threads=threads)
     logger.info("running %s in %s by %s, %s", bundle.path, opened.precision, opened.name, opened.provider)

@@ -60,17 +60,21 @@ def test_the_installed_command_makes_a_bundle_and_then_has_nothing_to_do(
 def test_json_is_one_object(checkpoint: Path, target: Path) -> None:
     first = json.loads(export(checkpoint, "-o", target, "--precision", "fp32", "--json").stdout)
     second = json.loads(export(checkpoint, "-o", target, "--json").stdout)
-    assert set(first) == {"bundle", "written", "kept", "errors", "largest_half"}
+    assert set(first) == {"bundle", "written", "kept", "errors", "compared_with", "largest_half"}
     assert (first["written"], first["kept"], first["largest_half"]) == (["fp32"], [], None)
     assert (second["written"], second["kept"]) == (["fp16"], ["fp32"])
     assert 0 < first["errors"]["fp32"] < 1e-5
+    assert first["compared_with"] == "PyTorch"
     assert 0 < second["largest_half"][0] < 65504
 
 
 def test_a_bundle_without_o_gets_what_it_lacks(checkpoint: Path, target: Path) -> None:
     export(checkpoint, "-o", target, "--precision", "fp32")
     result = export(target)
-    assert result.stdout.startswith(f"{target}: wrote fp16, kept fp32\n")
+    first, second, *_ = result.stdout.splitlines()
+    assert first == f"{target}: wrote fp16, kept fp32"
+    # No checkpoint was given, so PyTorch did not run: nothing may say that it did.
+    assert second.startswith(f"  fp16: largest difference from the fp32 graphs of {target} ")
 
 
 def test_the_command_that_the_reader_names_adds_the_precision(checkpoint: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pcsr.runtime import Upscaler
 from pcsr.runtime.backends import onnxruntime as backend
-from pcsr.runtime.errors import BackendError, BundleError, OptionError
+from pcsr.runtime.errors import BackendError, OptionError
 
 
 def test_an_unknown_backend_or_device_is_refused_with_the_choices(small_bundle: Path) -> None:
@@ -80,15 +80,17 @@ def test_auto_takes_float32_on_the_processor_whatever_order_the_bundle_has(small
         assert up.precision == "fp32"
 
 
-def test_a_precision_the_bundle_lacks_carries_the_command(small_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="pcsr-export .* --precision int8"):
-        Upscaler.open(small_bundle, precision="int8")
+def test_an_unknown_precision_is_refused_with_the_choices(small_bundle: Path) -> None:
+    with pytest.raises(OptionError, match="'fp8'; choose one of: auto, fp32, fp16"):
+        Upscaler.open(small_bundle, precision="fp8")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"threads": 0}, "threads is 0"),
+        ({"threads": "2"}, "whole number"),
+        ({"memory_limit": "1GiB"}, "whole number"),
         ({"threads": 10_000_000}, "between 1 and 512"),
         ({"memory_limit": 0}, "memory_limit is 0"),
         ({"tile": 15}, "16 input pixels"),

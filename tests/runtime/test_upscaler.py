@@ -112,6 +112,11 @@ def test_k_is_a_dial(up: Upscaler, photo: np.ndarray) -> None:
         ({"scale": 2, "k": 0.0, "budget": 0.5}, "at most one"),
         ({"scale": 2, "budget": 1.5}, "between 0"),
         ({"scale": 2, "k": float("inf")}, "finite"),
+        ({"scale": "4"}, "scale is '4'"),
+        ({"scale": True}, "scale is True"),
+        ({"scale": 2, "budget": "x"}, "budget is 'x'"),
+        ({"size": 300}, "size is 300"),
+        ({"size": (252.5, 300)}, "two whole numbers"),
     ],
 )
 def test_meaningless_options_are_refused(
@@ -227,6 +232,42 @@ def test_map_raises_at_the_bad_pictures_turn(up: Upscaler, photo: np.ndarray) ->
     next(results)
     with pytest.raises(PictureError):
         next(results)
+
+
+def test_map_gives_the_results_before_it_raises_what_the_iterable_raised(
+    up: Upscaler, photo: np.ndarray
+) -> None:
+    def pictures() -> Iterator[np.ndarray]:
+        yield photo
+        yield photo[:20]
+        raise OSError("the third cannot be read")
+
+    results = up.map(pictures(), scale=2)
+    assert next(results).image.shape == (100, 134, 3)
+    assert next(results).image.shape == (40, 134, 3)
+    with pytest.raises(OSError, match="third"):
+        next(results)
+
+
+def test_close_from_inside_a_call_is_refused_and_does_not_wait_for_itself(
+    up: Upscaler, photo: np.ndarray
+) -> None:
+    with pytest.raises(OptionError, match="return False"):
+        up(photo, scale=2, progress=lambda share: up.close())
+    up(photo, scale=2)
+
+
+def test_false_of_numpy_cancels_too_and_nothing_else_that_is_falsy(up: Upscaler, photo: np.ndarray) -> None:
+    with pytest.raises(CancelledError):
+        up(photo, scale=2, progress=lambda share: np.bool_(False))
+    up(photo, scale=2, progress=lambda share: 0)
+
+
+def test_many_threads_do_not_make_a_sane_memory_limit_unusable(small_bundle: Path, photo: np.ndarray) -> None:
+    with Upscaler.open(small_bundle, threads=64, memory_limit=200 << 20) as many:
+        result = many(photo, scale=4, refine=True)
+    with Upscaler.open(small_bundle, threads=1) as one:
+        np.testing.assert_array_equal(result.image, one(photo, scale=4, refine=True).image)
 
 
 def test_warmup_runs(up: Upscaler) -> None:
