@@ -115,8 +115,9 @@ def resumed(
 
 
 def _planned_anew(old: dict[str, Any], new: dict[str, Any], steps_asked: bool) -> bool:
-    # A file's steps do not undo a run that was started in hours, nor the other way round.
-    if old["steps"] != new["steps"] and (steps_asked or None not in (old["steps"], new["steps"])):
+    # Steps count only where this call asks for them: a file's do not undo a run that was started with others
+    # by --set, or in hours.
+    if steps_asked and old["steps"] != new["steps"]:
         return True
     return any(old[key] != new[key] for key in PLANNING if key != "steps")
 

@@ -127,6 +127,14 @@ def test_sigterm_saves_where_it_stands_and_the_rest_is_exact(request_for: Reques
     assert run_command(replace(request_for, resume=True)).read_bytes() == uninterrupted
 
 
+def test_a_plain_resume_keeps_a_plan_that_was_set_on_the_command_line(request_for: Request) -> None:
+    settings = ["phases.backbone.steps=20"]
+    with interrupted_after(signal.SIGTERM, 7), pytest.raises(KeyboardInterrupt):
+        run_command(replace(request_for, settings=settings))
+    metadata = metadata_of(run_command(replace(request_for, resume=True)))
+    assert [part["steps"] for part in json.loads(metadata["plan"])][0] == 20
+
+
 def test_more_steps_extend_a_finished_run_and_say_so(request_for: Request) -> None:
     run_command(request_for)
     settings = ["phases.backbone.steps=20", "phases.decision.steps=8"]
