@@ -132,7 +132,7 @@ def test_a_plain_resume_keeps_a_plan_that_was_set_on_the_command_line(request_fo
     with interrupted_after(signal.SIGTERM, 7), pytest.raises(KeyboardInterrupt):
         run_command(replace(request_for, settings=settings))
     metadata = metadata_of(run_command(replace(request_for, resume=True)))
-    assert [part["steps"] for part in json.loads(metadata["plan"])][0] == 20
+    assert json.loads(metadata["plan"])[0]["steps"] == 20
 
 
 def test_more_steps_extend_a_finished_run_and_say_so(request_for: Request) -> None:
