@@ -9,6 +9,7 @@ Source: "PCSR: Pixel-level Classification for Single Image Super-Resolution" (Je
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,9 +38,10 @@ class Reference:
     """(H, W), the class of each pixel, 0 the lightest; refinement does not change it."""
     probability: NDArray[np.float32] | None
     """(H, W, M) softmax of the classifier, before any division by costs; None where no classifier ran."""
-    threshold: float | None
-    """Probability of the heavy class from which (k: above which) a pixel is heavy; infinite where none can
-    be; None without a classifier and for more than two classes."""
+    thresholds: tuple[float, ...] | None
+    """M - 1, ascending: the difficulty (expected class; with two classes the probability of the heavy one) from
+    which (k: above which) a pixel goes to each class but the lightest; infinite where none is to. None without a
+    classifier, and for more than two classes under k."""
     flops: int
     """Of the whole forward pass, by the published convention."""
     macs: int
@@ -69,33 +71,40 @@ def upscale(
         scale: real factor from 1 up; H = round(h * scale), half to even, and W likewise.
         size: (H, W) instead, from (h, w) up.
         k: probabilities are divided by cost^k before their argmax (paper, section 3.3).
-        adaptive: adaptive decision making (paper, section 3.4) instead. Where the probability is the same
-            everywhere (the authors' program stops with an error), all pixels go to the lightest class.
-        budget: share of the pixels, 0 to 1, to send to the heavy class instead: those of the highest
-            probability. Not in the paper; for comparisons.
+        adaptive: adaptive decision making (paper, section 3.4) instead. Where the difficulty is the same
+            everywhere (the authors' program stops with an error), all pixels go to the lightest class. More than
+            two classes, which their program does not have, begin with centroids evenly spread.
+        budget: share of the adjustable cost, 0 to 1, to spend instead, on the most difficult pixels; for two
+            classes it is the share of heavy pixels. Not in the paper; for comparisons.
         refine: replace light pixels that have a heavier neighbour by the mean of their 3x3 neighbourhood
             (paper, section 3.5); the outermost pixels stay.
         pixel_batch: HR pixels at a time; bounds the memory apart from features and results.
         force_class: send every pixel to this class instead; the classifier does not run.
 
     Raises:
-        OptionError: the options contradict each other, are out of range, or ask for what M classes cannot do.
+        OptionError: the options contradict each other, are out of range, or ask for a budget among more than
+            two classes whose costs do not ascend.
     """
     _check_options(
         network, k=k, adaptive=adaptive, budget=budget, pixel_batch=pixel_batch, force_class=force_class
     )
+    network_costs = network_cost(network)
+    costs = network_costs.published.upsamplers
+    if budget is not None and len(costs) > 2 and list(costs) != sorted(set(costs)):
+        raise OptionError(
+            f"a budget needs costs that ascend with the class; they are {costs}; use k or adaptive"
+        )
     lr = _normalised(network, picture)
     h, w = lr.shape[2:]
     H, W = output_size((h, w), scale=scale, size=size)
     scale_key = float(scale) if scale is not None else round((H / h + W / w) / 2, 1)
-    network_costs = network_cost(network)
     only_class = 0 if network.classifier is None else force_class
 
     with torch.inference_mode():
         features = network.backbone(lr)
         # Both are sampled at the nearest LR pixel, so they travel together.
         sampled = torch.cat([features, _coordinates_map(h, w, lr.device)], dim=1)
-        probability = threshold = None
+        probability = thresholds = None
         if only_class is None:
             assert network.classifier is not None
             probability = torch.cat(
@@ -105,11 +114,11 @@ def upscale(
                 ]
             )
             if adaptive:
-                classes, threshold = _classes_adaptive(probability[:, 1])
+                classes, thresholds = _classes_adaptive(_difficulty(probability), network.spec.classes)
             elif budget is not None:
-                classes, threshold = _classes_budget(probability[:, 1], budget)
+                classes, thresholds = _classes_budget(_difficulty(probability), budget, costs)
             else:
-                classes, threshold = _classes_k(
+                classes, thresholds = _classes_k(
                     probability, k, normalised_cost_list(network_costs, scale_key)
                 )
         else:
@@ -134,7 +143,7 @@ def upscale(
         image=image.view(H, W, 3).cpu().numpy(),
         class_map=classes.view(H, W).cpu().numpy(),
         probability=None if probability is None else probability.view(H, W, -1).cpu().numpy(),
-        threshold=threshold,
+        thresholds=thresholds,
         flops=total(network_costs.published, h, w, counts, classified=classified),
         macs=total(network_costs.macs, h, w, counts, classified=classified),
     )
@@ -184,10 +193,6 @@ def _check_options(
         raise OptionError(f"k is {k}; it must be finite")
     if budget is not None and not 0 <= budget <= 1:
         raise OptionError(f"budget is {budget}; it must be between 0 and 1")
-    if classes > 2 and (adaptive or budget is not None):
-        raise OptionError(
-            f"adaptive and budget are defined for two classes; the network has M = {classes}; use k"
-        )
     if force_class is not None and not 0 <= force_class < classes:
         raise OptionError(f"force_class is {force_class}; the network has the classes 0 to {classes - 1}")
     if pixel_batch < 1:
@@ -250,7 +255,17 @@ def _head_inputs(sampled: Tensor, coordinates: Tensor, hr_size: tuple[int, int])
     return torch.cat([feature, relative, cell.expand_as(relative)], dim=1)
 
 
-def _classes_k(probability: Tensor, k: float, costs: tuple[float, ...]) -> tuple[Tensor, float | None]:
+def _difficulty(probability: Tensor) -> Tensor:
+    """(n, M) probabilities to (n,) expected classes, summed in ascending order."""
+    difficulty = probability[:, 1]
+    for j in range(2, probability.shape[1]):
+        difficulty = difficulty + j * probability[:, j]
+    return difficulty
+
+
+def _classes_k(
+    probability: Tensor, k: float, costs: tuple[float, ...]
+) -> tuple[Tensor, tuple[float, ...] | None]:
     """Argmax of probability / cost^k; the lighter class on a tie."""
     cost = torch.tensor(costs, dtype=torch.float32, device=probability.device)
     price = cost**k
@@ -262,41 +277,65 @@ def _classes_k(probability: Tensor, k: float, costs: tuple[float, ...]) -> tuple
     if len(costs) > 2:
         return classes, None
     ratio = k * (math.log(costs[0]) - math.log(costs[1]))
-    return classes, 1 / (1 + math.exp(min(ratio, 700)))
+    return classes, (1 / (1 + math.exp(min(ratio, 700))),)
 
 
-def _classes_adaptive(heavy: Tensor) -> tuple[Tensor, float]:
-    """Two-means on the normalised heavy probability of the whole picture, as fast_pytorch_kmeans runs it.
+def _classes_adaptive(difficulty: Tensor, classes: int) -> tuple[Tensor, tuple[float, ...]]:
+    """M-means on the normalised difficulty of the whole picture, as fast_pytorch_kmeans runs it for two classes.
 
     The authors start it with the one centroid 0.5: after the first update the centroids are the mean of all
-    and, of an empty cluster, 0. The labels are those from the start of the last iteration. In float64: the
-    library's float32 sums depend on the order of summation.
+    and, of an empty cluster, 0. More than two start evenly spread. The labels are those from the start of the
+    last iteration. In float64: the library's float32 sums depend on the order of summation.
     """
-    low, high = heavy.min(), heavy.max()
+    low, high = difficulty.min(), difficulty.max()
     if not high > low:
-        return torch.zeros_like(heavy, dtype=torch.uint8), math.inf
-    values = ((heavy - low) / (high - low)).double()
-    upper, lower = values.mean().item(), 0.0
-    is_heavy = values >= 0
-    middle = 0.0
-    for _ in range(19):  # max_iter = 20, the first of which is the start above
-        middle = (upper + lower) / 2
-        is_heavy = values >= middle
-        # Neither side is ever empty: the values 0 and 1 occur.
-        new_upper, new_lower = values[is_heavy].mean().item(), values[~is_heavy].mean().item()
-        moved = (new_upper - upper) ** 2 + (new_lower - lower) ** 2
-        upper, lower = new_upper, new_lower
+        return torch.zeros_like(difficulty, dtype=torch.uint8), (math.inf,) * (classes - 1)
+    values = ((difficulty - low) / (high - low)).double()
+    centroids = [0.0, values.mean().item()] if classes == 2 else [j / (classes - 1) for j in range(classes)]
+    for _ in range(19):  # max_iter = 20, the first of which is the authors' start
+        middles = values.new_tensor([(a + b) / 2 for a, b in itertools.pairwise(centroids)])
+        labels = torch.bucketize(values, middles, right=True)
+        members = [values[labels == j] for j in range(classes)]
+        # An empty cluster stays where it is; of two, neither ever is: the values 0 and 1 occur.
+        means = [
+            own.mean().item() if own.numel() else old for own, old in zip(members, centroids, strict=True)
+        ]
+        moved = sum((new - old) ** 2 for new, old in zip(means, centroids, strict=True))
+        centroids = means
         if moved <= 1e-4:
             break
-    return is_heavy.to(torch.uint8), float(low) + middle * (float(high) - float(low))
+    width = float(high) - float(low)
+    return labels.to(torch.uint8), tuple(float(low) + middle * width for middle in middles.tolist())
 
 
-def _classes_budget(heavy: Tensor, budget: float) -> tuple[Tensor, float]:
-    """The round(budget * n) pixels of the highest probability; of equal ones, the first in row order."""
-    chosen = heavy.argsort(descending=True, stable=True)[: round(budget * heavy.numel())]
-    classes = torch.zeros_like(heavy, dtype=torch.uint8)
-    classes[chosen] = 1
-    return classes, float(heavy[chosen[-1]]) if chosen.numel() else math.inf
+def _classes_budget(
+    difficulty: Tensor, budget: float, costs: tuple[int, ...]
+) -> tuple[Tensor, tuple[float, ...]]:
+    """The most difficult pixels get the budget, a share of what is between all light and all heaviest.
+
+    Two classes: the round(budget * n) pixels of the highest probability; of equal ones, the first in row order.
+    More: every pixel can rise a class at a time, at thresholds one apart. In the order in which a falling first
+    threshold meets them, the steps whose cost comes nearest to that of round(budget * n) pixels in the heaviest
+    class are taken; steps that are tied go together, and of two totals as near the dearer counts.
+    """
+    affordable = round(budget * difficulty.numel())
+    if len(costs) == 2:
+        chosen = difficulty.argsort(descending=True, stable=True)[:affordable]
+        classes = torch.zeros_like(difficulty, dtype=torch.uint8)
+        classes[chosen] = 1
+        return classes, (float(difficulty[chosen[-1]]) if chosen.numel() else math.inf,)
+    exact = difficulty.double()
+    rises = torch.arange(len(costs) - 1, device=difficulty.device)
+    step_costs = torch.tensor(costs, device=difficulty.device).diff()
+    met_at, order = (exact[:, None] - rises).flatten().sort(descending=True)
+    spent = step_costs.expand(len(exact), -1).flatten()[order].cumsum(0)
+    last_of_tied = torch.cat([met_at[1:] < met_at[:-1], met_at.new_ones(1, dtype=torch.bool)])
+    # Nothing taken, then each group of tied steps; the first of the nearest after turning round is the dearest.
+    first_thresholds = torch.cat([met_at.new_tensor([math.inf]), met_at[last_of_tied]]).flip(0)
+    totals = torch.cat([spent.new_zeros(1), spent[last_of_tied]]).flip(0)
+    nearest = (totals - affordable * (costs[-1] - costs[0])).abs().argmin()
+    thresholds = first_thresholds[nearest] + rises
+    return (exact[:, None] >= thresholds).sum(dim=1).to(torch.uint8), tuple(thresholds.tolist())
 
 
 def _refined(prediction: Tensor, classes: Tensor, hr_size: tuple[int, int]) -> Tensor:

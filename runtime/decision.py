@@ -1,44 +1,68 @@
 """Which pixel goes to which class.
 
-With two classes every rule is a threshold on the probability of being heavy: `k` knows it in advance,
-`adaptive` and `budget` solve it from the probabilities of the whole picture. With more, `k` is an argmax.
-
-The two rules that look at the whole picture need sums and ranks of millions of float32 values. A histogram
-gives both exactly but for the one bin that a threshold falls into; the values in the few bins that matter
-are fetched in one further pass, so the result is that of arithmetic on the sorted values.
+`k` judges every pixel by itself; with two classes that is a threshold known in advance. The rules that look at the
+whole picture order its pixels by difficulty and cut that order with M - 1 thresholds: `adaptive` between
+clusters, `budget` where the cost is met. With two classes the difficulty is the probability of being heavy.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALL_LIGHT", "adaptive_threshold", "budget_threshold", "classes_by_k", "threshold_by_k"]
+from pcsr.runtime.distribution import Distribution, Map, Values, rounded_up
+from pcsr.runtime.errors import OptionError
 
-# No probability reaches it.
+__all__ = [
+    "ALL_LIGHT",
+    "Thresholds",
+    "adaptive_thresholds",
+    "budget_thresholds",
+    "classes_by_k",
+    "classes_by_thresholds",
+    "cost_steps",
+    "difficulty",
+    "threshold_by_k",
+]
+
+# No difficulty reaches it.
 ALL_LIGHT = np.float32(np.inf)
-
-BINS = 1 << 16
-# Spans of the stored probabilities that are worked on at once: small enough to stay in cache.
-SPAN = 1 << 18
 
 # fast_pytorch_kmeans as the published program calls it.
 MAX_ITERATIONS = 20
 TOLERANCE = 1e-4
 
-Values = NDArray[np.float32]
-T = TypeVar("T")
+Thresholds = tuple[np.float32, ...]
+"""M - 1, ascending: the class of a pixel is the number of them that its difficulty reaches."""
 
 
-class Map(Protocol):
-    """Like `map`, to spread passes over threads; the upscaler passes its worker pool's."""
+def difficulty(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Expected class of each pixel: the sum over j of j * p_j, in float32 and ascending order of j.
 
-    def __call__(self, work: Callable[[Values], T], spans: Iterable[Values], /) -> Iterable[T]:
-        """Results in order."""
+    Args:
+        probability: (rows, P, columns) as a backend gives it: P = 1, of the heavier of two classes, or P = M.
+
+    Returns:
+        (rows, columns), 0 to M - 1.
+    """
+    if probability.shape[1] == 1:
+        return probability[:, 0]
+    expected: NDArray[np.float32] = probability[:, 1].copy()
+    for j in range(2, probability.shape[1]):
+        expected += np.float32(j) * probability[:, j]
+    return expected
+
+
+def classes_by_thresholds(values: NDArray[np.float32], thresholds: Thresholds) -> NDArray[np.uint8]:
+    """Class of each pixel: how many of the thresholds its difficulty reaches."""
+    classes: NDArray[np.uint8] = (values >= thresholds[0]).view(np.uint8)
+    for threshold in thresholds[1:]:
+        classes += values >= threshold
+    return classes
 
 
 def threshold_by_k(k: float, costs: Sequence[np.float32]) -> np.float32:
@@ -69,151 +93,137 @@ def classes_by_k(
     return classes
 
 
-class _Distribution:
-    """Counts and sums below any value, from a histogram and the values of its bins that were asked for."""
+def adaptive_thresholds(values: Values, classes: int, *, map_spans: Map = map) -> Thresholds:
+    """The paper's adaptive decision making: M-means on the picture's difficulties, for M classes.
 
-    def __init__(self, values: Values, map_spans: Map) -> None:
-        self._spans = [values[a : a + SPAN] for a in range(0, values.size, SPAN)]
-        self._map = map_spans
-        extremes = list(map_spans(lambda span: (float(span.min()), float(span.max())), self._spans))
-        self.low = min(low for low, _ in extremes)
-        self.high = max(high for _, high in extremes)
-        self.size = values.size
-        self._factor = BINS / (self.high - self.low) if self.high > self.low else 0.0
-        counts = np.zeros(BINS, dtype=np.int64)
-        sums = np.zeros(BINS)
-        for count, total in map_spans(self._histogram, self._spans):
-            counts += count
-            sums += total
-        self._counts_below = np.concatenate([[0], np.cumsum(counts)])
-        self._sums_below = np.concatenate([[0.0], np.cumsum(sums)])
-        self._inside: dict[int, tuple[Values, NDArray[np.float64]]] = {}
-
-    def _bin(self, span: Values) -> NDArray[np.intp]:
-        # One expression for values and thresholds alike, monotone in its argument, so a value below a
-        # threshold never lies in a later bin.
-        offset = span.astype(np.float64)
-        offset -= self.low
-        offset *= self._factor
-        return np.minimum(offset.astype(np.intp), BINS - 1)
-
-    def _histogram(self, span: Values) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        index = self._bin(span)
-        sums = np.bincount(index, weights=span, minlength=BINS).astype(np.float64, copy=False)
-        return np.bincount(index, minlength=BINS), sums
-
-    def fetch(self, bins: Iterable[int]) -> None:
-        """Make the values of these bins known, in one pass over all."""
-        wanted = np.zeros(BINS, dtype=bool)
-        wanted[[b for b in bins if b not in self._inside]] = True
-        if not wanted.any():
-            return
-
-        def pick(span: Values) -> tuple[Values, NDArray[np.intp]]:
-            index = self._bin(span)
-            hit = np.flatnonzero(wanted[index])
-            return span[hit], index[hit]
-
-        picked = list(self._map(pick, self._spans))
-        found = np.concatenate([values for values, _ in picked])
-        index = np.concatenate([index for _, index in picked])
-        order = np.argsort(found, kind="stable")
-        found, index = found[order], index[order]
-        for b in np.flatnonzero(wanted):
-            inside = found[index == b]
-            self._inside[int(b)] = inside, np.concatenate([[0.0], np.cumsum(inside, dtype=np.float64)])
-
-    def bin_of(self, threshold: float) -> int:
-        return int(min(max((threshold - self.low) * self._factor, 0), BINS - 1))
-
-    def bin_of_rank(self, rank: int) -> int:
-        """Bin that holds the value with `rank` values before it in order."""
-        return int(np.searchsorted(self._counts_below, rank, side="right")) - 1
-
-    def below(self, threshold: float) -> tuple[int, float, bool]:
-        """Count and sum of the values below a threshold, and whether they are exact."""
-        b = self.bin_of(threshold)
-        count, total = int(self._counts_below[b]), float(self._sums_below[b])
-        if b not in self._inside:
-            return count, total, False
-        inside, sums = self._inside[b]
-        n = int(np.searchsorted(inside, threshold))
-        return count + n, total + float(sums[n]), True
-
-    def ranked(self, rank: int) -> np.float32:
-        b = self.bin_of_rank(rank)
-        self.fetch([b])
-        return np.float32(self._inside[b][0][rank - int(self._counts_below[b])])
-
-    def total(self) -> float:
-        return float(self._sums_below[-1])
-
-
-def adaptive_threshold(values: Values, map_spans: Map = map) -> np.float32:
-    """The paper's adaptive decision making: 2-means on the picture's probabilities of being heavy.
-
-    The published program starts its k-means with the single centroid 0.5, so that the first update leaves the
-    mean and, for the empty cluster, 0: on normalised values, the mean and the minimum. Labels are those of the
-    last pass, computed before its update. A picture with one probability everywhere, where that program stops
-    with an error, is all light.
+    The published program has two classes and starts its k-means with the single centroid 0.5, so that the first
+    update leaves the mean and, for the empty cluster, 0: on normalised values, the mean and the minimum. That start
+    would leave every further cluster empty, so more than two begin evenly spread from the minimum to the maximum,
+    and a cluster that is empty stays where it is. Labels are those of the last pass, computed before its
+    update. A picture with one difficulty everywhere, where that program stops with an error, is all light.
 
     Args:
-        values: (n,) float32 probabilities.
+        values: (n,) float32 difficulties.
+        classes: M, 2 or more.
         map_spans: a `map` to spread the passes over threads.
-
-    Returns:
-        The smallest float32 probability that is heavy.
     """
-    spread = _Distribution(values, map_spans)
+    spread = Distribution(values, map_spans)
     width = spread.high - spread.low
     if not width > 0:
-        return ALL_LIGHT
-    visited: list[float] = []
+        return (ALL_LIGHT,) * (classes - 1)
+    if classes == 2:
+        start = [spread.low, spread.total / spread.size]
+    else:
+        start = [spread.low + width * (j / (classes - 1)) for j in range(classes)]
     while True:
-        upper, lower = spread.total() / spread.size, spread.low
-        visited.clear()
-        exact = True
-        for _ in range(MAX_ITERATIONS - 1):
-            threshold = (upper + lower) / 2
-            visited.append(threshold)
-            count, total, known = spread.below(threshold)
-            exact &= known
-            # Neither side is ever empty: the minimum lies below the threshold and the maximum above.
-            new_lower = total / count if count else lower
-            new_upper = (spread.total() - total) / (spread.size - count) if count < spread.size else upper
-            moved = ((new_upper - upper) ** 2 + (new_lower - lower) ** 2) / width**2
-            upper, lower = new_upper, new_lower
-            if moved <= TOLERANCE:
-                break
+        visited, exact = _means(spread, start)
         if exact:
+            return tuple(map(rounded_up, visited[-1]))
+        # The inexact passes go close to where the exact ones will.
+        spread.fetch_near(itertools.chain.from_iterable(visited))
+
+
+def _means(spread: Distribution, start: list[float]) -> tuple[list[list[float]], bool]:
+    """Thresholds of every iteration from these centroids on, and whether all sums were exact."""
+    centres, visited, exact = start, [], True
+    for _ in range(MAX_ITERATIONS - 1):
+        thresholds = [(left + right) / 2 for left, right in itertools.pairwise(centres)]
+        visited.append(thresholds)
+        below = [spread.below(threshold) for threshold in thresholds]
+        exact &= all(known for _, _, known in below)
+        counts = [0, *(count for count, _, _ in below), spread.size]
+        sums = [0.0, *(total for _, total, _ in below), spread.total]
+        edges = [-math.inf, *thresholds, math.inf]
+        updated = []
+        for j, centre in enumerate(centres):
+            n = counts[j + 1] - counts[j]
+            mean = (sums[j + 1] - sums[j]) / n if n else centre
+            # Rounding of the sums must not move a mean out of its cluster: thresholds would cross.
+            updated.append(min(max(mean, edges[j]), edges[j + 1]))
+        moved = math.fsum((new - old) ** 2 for new, old in zip(updated, centres, strict=True))
+        centres = updated
+        if moved / (spread.high - spread.low) ** 2 <= TOLERANCE:
             break
-        # The inexact passes go close to where the exact ones will: their bins and the ones beside.
-        near = (b + d for b in map(spread.bin_of, visited) for d in (-1, 0, 1))
-        spread.fetch(b for b in near if 0 <= b < BINS)
-    smallest = np.float32(visited[-1])
-    return smallest if float(smallest) >= visited[-1] else np.nextafter(smallest, ALL_LIGHT)
+    return visited, exact
 
 
-def budget_threshold(values: Values, budget: float, map_spans: Map = map) -> np.float32:
-    """Threshold that sends a share of the pixels to the heavy class, as nearly as ties allow.
+def cost_steps(upsamplers: Sequence[int]) -> tuple[int, ...]:
+    """What each class costs above the next lighter one: M - 1 positive numbers, all that a budget needs to know.
+
+    Only their ratios count, so with two classes the costs are of no matter.
 
     Args:
-        values: (n,) float32 probabilities of being heavy.
-        budget: share of heavy pixels, 0 to 1.
+        upsamplers: costs per pixel, lightest class first.
+
+    Raises:
+        OptionError: more than two classes, and one costs no more than a lighter one.
+    """
+    if len(upsamplers) == 2:
+        return (1,)
+    steps = tuple(heavier - lighter for lighter, heavier in itertools.pairwise(upsamplers))
+    if min(steps) <= 0:
+        raise OptionError(
+            "a budget needs classes that cost more and more, and the upsamplers of this network cost "
+            f"{', '.join(map(str, upsamplers))} per pixel; use k or adaptive"
+        )
+    return steps
+
+
+def budget_thresholds(
+    values: Values, budget: float, *, steps: Sequence[int], map_spans: Map = map
+) -> Thresholds:
+    """Thresholds that spend a share of the adjustable cost, as nearly as ties allow.
+
+    They lie one apart, as the classes do: the first is searched for, and the others follow.
+
+    Args:
+        values: (n,) float32 difficulties.
+        budget: the share, 0 (all pixels light) to 1 (all in the heaviest class), of n times the sum of `steps`;
+            rounded to what a whole number of pixels in the heaviest class costs.
+        steps: of `cost_steps`.
         map_spans: a `map` to spread the passes over threads.
 
     Returns:
-        The smallest float32 probability that is heavy; `ALL_LIGHT` for a budget that rounds to no pixel.
+        `ALL_LIGHT` for all of a budget that rounds to no pixel.
     """
-    heavy = round(budget * values.size)
-    if heavy == 0:
-        return ALL_LIGHT
-    spread = _Distribution(values, map_spans)
-    rank = values.size - heavy
-    at = spread.ranked(rank)
-    above = np.nextafter(at, ALL_LIGHT)
-    spread.fetch([spread.bin_of(float(above))])
-    # All pixels tied with `at` go one way: the one that misses the budget by less, heavy if both are as near.
-    too_many = rank - spread.below(float(at))[0]
-    too_few = spread.below(float(above))[0] - rank
-    return at if too_many <= too_few else above
+    target = round(budget * values.size) * sum(steps)
+    if target == 0:
+        return (ALL_LIGHT,) * len(steps)
+    spread = Distribution(values, map_spans)
+
+    def spent(thresholds: Sequence[float]) -> tuple[int, int]:
+        """The least and the most that may be spent."""
+        least = most = 0
+        for step, threshold in zip(steps, thresholds, strict=True):
+            fewest, greatest = spread.reaching(threshold)
+            least, most = least + step * fewest, most + step * greatest
+        return least, most
+
+    def spent_exactly(thresholds: Sequence[float]) -> int:
+        spread.fetch_near(thresholds)
+        return spent(thresholds)[0]
+
+    # The greatest first threshold that spends the target or more. Where the histogram leaves open which it is, it
+    # lies within a bin's width: that is the one pass for values.
+    first, beyond = float(math.floor(spread.low) - len(steps)), math.nextafter(spread.high, math.inf)
+    while first < (middle := (first + beyond) / 2) < beyond:
+        thresholds = [middle + j for j in range(len(steps))]
+        least, most = spent(thresholds)
+        if least < target <= most:
+            least = spent_exactly(thresholds)
+        if least >= target:
+            first = middle
+        else:
+            beyond = middle
+    # One of the thresholds is the difficulty of a pixel, a float32; what lies above it is the rounding of sums.
+    first = max(float(_rounded_down(first + j)) - j for j in range(len(steps)))
+    # All pixels tied at a threshold go one way: the one that misses by less, the dearer if both are as near.
+    dearer = [first + j for j in range(len(steps))]
+    cheaper = [math.nextafter(threshold, math.inf) for threshold in dearer]
+    too_much, too_little = spent_exactly(dearer) - target, target - spent_exactly(cheaper)
+    return tuple(map(rounded_up, dearer if too_much <= too_little else cheaper))
+
+
+def _rounded_down(threshold: float) -> np.float32:
+    """The greatest float32 that is no greater."""
+    return np.float32(-rounded_up(-threshold))

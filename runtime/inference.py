@@ -2,8 +2,8 @@
 
 plan tiles → probabilities per tile → decide once → colours per tile → compose → result
 
-`k` with its threshold known in advance takes one sweep over the tiles; `adaptive` and `budget` look at every
-probability first and take two, keeping the backbone's tables in between where memory allows.
+`k` judges every pixel by itself and takes one sweep over the tiles; `adaptive` and `budget` look at the difficulty
+of every pixel first and take two, keeping the backbone's tables in between where memory allows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from pcsr.runtime import compose
 from pcsr.runtime.backends import Backend, Tables
 from pcsr.runtime.bundle import Manifest
 from pcsr.runtime.cost import normalised_costs, picture_cost
-from pcsr.runtime.decision import adaptive_threshold, budget_threshold, classes_by_k, threshold_by_k
+from pcsr.runtime.decision import (
+    adaptive_thresholds,
+    budget_thresholds,
+    classes_by_k,
+    classes_by_thresholds,
+    cost_steps,
+    difficulty,
+    threshold_by_k,
+)
 from pcsr.runtime.errors import CancelledError
 from pcsr.runtime.geometry import axis, output_size, scale_key
 from pcsr.runtime.options import Decision, Options, Progress, Result
@@ -83,8 +91,10 @@ class Inference:
         # Seconds and counts are added up by workers.
         self.adding = threading.Lock()
         self.counts = np.zeros(self.manifest.classes, dtype=np.int64)
-        # (rows, P, columns) probabilities to (rows, columns) classes; known once the rule has decided.
-        self.classify: Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+        # Refused before anything is computed.
+        self.steps = () if options.budget is None else cost_steps(self.manifest.cost.flops.upsamplers)
+        # (rows, columns) classes of an output region; known once the rule has decided.
+        self.classes: Callable[[Tables, Region], NDArray[np.uint8]]
         sweeps = 1 if options.kind == "k" else 2
         self.progress = _Progress(progress, h * w, sweeps * self.size[0] * self.size[1])
 
@@ -99,7 +109,7 @@ class Inference:
             for tile in tiles:
                 self._colour(tile, self._tables(tile))
         else:
-            self.probability = np.empty(self.size, dtype=np.float32)
+            self.difficulty = np.empty(self.size, dtype=np.float32)
             tables: list[Tables | None] = []
             for tile in tiles:
                 made = self._tables(tile)
@@ -171,28 +181,33 @@ class Inference:
     def _decide_by_k(self) -> Decision:
         k = self.options.k or 0.0
         if self.manifest.classes > 2:
-            self.classify = lambda probability: classes_by_k(probability, k, self.costs)
+            self.classes = lambda tables, region: classes_by_k(
+                self._probabilities(tables, region), k, self.costs
+            )
             return Decision("k", k, None)
-        return Decision("k", k, self._decide_by_threshold(threshold_by_k(k, self.costs)))
+        thresholds = (threshold_by_k(k, self.costs),)
+        self.classes = lambda tables, region: classes_by_thresholds(
+            difficulty(self._probabilities(tables, region)), thresholds
+        )
+        return Decision("k", k, tuple(map(float, thresholds)))
 
     def _decide_by_picture(self) -> Decision:
         started = time.perf_counter()
-        values = self.probability.reshape(-1)
-        if self.options.budget is None:
-            threshold = adaptive_threshold(values, self.resources.pool.map)
+        values, budget, spread = self.difficulty.reshape(-1), self.options.budget, self.resources.pool.map
+        if budget is None:
+            thresholds = adaptive_thresholds(values, self.manifest.classes, map_spans=spread)
         else:
-            threshold = budget_threshold(values, self.options.budget, self.resources.pool.map)
+            thresholds = budget_thresholds(values, budget, steps=self.steps, map_spans=spread)
+        self.classes = lambda _, region: classes_by_thresholds(
+            self.difficulty[region.top : region.bottom, region.left : region.right], thresholds
+        )
         self._spent("decision", started, threads=1)
-        return Decision(self.options.kind, self.options.budget, self._decide_by_threshold(threshold))
-
-    def _decide_by_threshold(self, threshold: np.float32) -> float:
-        self.classify = lambda probability: (probability[:, 0] >= threshold).view(np.uint8)
-        return float(threshold)
+        return Decision(self.options.kind, budget, tuple(map(float, thresholds)))
 
     def _survey(self, tile: Tile, tables: Tables) -> None:
         def survey(region: Region) -> Region:
             y, x = slice(region.top, region.bottom), slice(region.left, region.right)
-            self.probability[y, x] = self._probabilities(tables, region)[:, 0]
+            self.difficulty[y, x] = difficulty(self._probabilities(tables, region))
             return region
 
         self._each_block(survey, tile.hr, self.backend.block)
@@ -203,17 +218,12 @@ class Inference:
         self._spent("classifier", started)
         return probability
 
-    def _classes(self, tables: Tables, region: Region) -> NDArray[np.uint8]:
-        if self.options.kind == "k":
-            return self.classify(self._probabilities(tables, region))
-        return self.classify(self.probability[region.top : region.bottom, None, region.left : region.right])
-
     def _colour(self, tile: Tile, tables: Tables) -> None:
         margin = 1 if self.options.refine else 0
 
         def colour(inner: Region) -> Region:
             region = inner.grown(margin, *self.size)
-            classes = self._classes(tables, region)
+            classes = self.classes(tables, region)
             started = time.perf_counter()
             residual = self.backend.residuals(tables, self.place, region, classes)
             self._spent("upsamplers", started)

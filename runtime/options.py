@@ -32,8 +32,10 @@ class Options:
         scale: real magnification, 1 or more; the output is `round(scale * h)` by `round(scale * w)` pixels.
         size: output (H, W) instead of a scale, no smaller than the picture on either axis.
         k: probabilities are divided by cost to the power of k (paper, section 3.3); higher is cheaper.
-        adaptive: the paper's adaptive decision making, 2-means on the picture's probabilities.
-        budget: share of the adjustable cost to spend, 0 (all pixels light) to 1 (all heavy).
+        adaptive: the paper's adaptive decision making: the pixels' difficulties (expected classes; with two
+            classes the probability of being heavy) are parted into as many clusters as there are classes.
+        budget: share of the adjustable cost to spend, 0 (all pixels light) to 1 (all in the heaviest class);
+            the most difficult pixels get it. More than two classes must ascend in cost.
         refine: average light pixels that have a heavy neighbour over their 3x3 neighbourhood.
     """
 
@@ -81,13 +83,14 @@ class Decision:
     Attributes:
         kind: the rule.
         value: the k or budget asked for; None for adaptive.
-        threshold: two classes only: a pixel is heavy where its probability of being heavy is at least this
-            (a float32 value). More than two classes under k: None, the class is an argmax.
+        thresholds: M - 1 float32 values, ascending, infinite where no pixel is to reach them: a pixel's class is
+            the number of them that are no greater than its difficulty, which with two classes is its probability
+            of being heavy. More than two classes under k: None, the class is an argmax.
     """
 
     kind: DecisionKind
     value: float | None
-    threshold: float | None
+    thresholds: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ class Result:
         image: same dtype and channels as the picture; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
         class_map: (H, W) uint8, the class that each pixel was sent to; 0 is the lightest.
         shares: share of the pixels in each class, lightest first; sums to 1.
-        decision: rule and threshold.
+        decision: rule and thresholds.
         cost: of this picture.
         milliseconds: wall time per stage, in order of the road, and "total". Stages that run on several
             threads at once are counted in thread time divided by the number of threads.

@@ -29,7 +29,15 @@ from pcsr.runtime.bundle import Bundle, head_weights, read_bundle
 from pcsr.runtime.compose import base
 from pcsr.runtime.console import exit_on_error
 from pcsr.runtime.cost import normalised_costs
-from pcsr.runtime.decision import adaptive_threshold, budget_threshold, threshold_by_k
+from pcsr.runtime.decision import (
+    Thresholds,
+    adaptive_thresholds,
+    budget_thresholds,
+    classes_by_thresholds,
+    cost_steps,
+    difficulty,
+    threshold_by_k,
+)
 from pcsr.runtime.geometry import axis, output_size
 from pcsr.runtime.terms import Terms, terms
 from pcsr.runtime.tiling import Region
@@ -56,6 +64,8 @@ SIZE, SCALE = (9, 11), 2.5
 KS = (-25.0, -0.5, 0.0, 0.25, 1.0)
 # The two before the last meet values that are tied: once all of them stay light, once all go heavy.
 BUDGETS = (0.0, 0.1, 0.25, 0.5, 0.675, 0.725, 1.0)
+# Of three upsamplers, per pixel.
+THREE_COSTS = (1_000, 4_000, 20_000)
 # An output pixel whose whole way is written down.
 EXAMPLE = (5, 7)
 
@@ -148,8 +158,31 @@ def decisions(bundle: Bundle) -> dict[str, Any]:
         "scale": SCALE,
         "costs": short(costs),
         "k": [rule(threshold_by_k(k, costs), k=k) for k in KS],
-        "adaptive": rule(adaptive_threshold(values)),
-        "budget": [rule(budget_threshold(values, budget), budget=budget) for budget in BUDGETS],
+        "adaptive": rule(*adaptive_thresholds(values, 2)),
+        "budget": [rule(*budget_thresholds(values, budget, steps=(1,)), budget=budget) for budget in BUDGETS],
+    }
+
+
+def three_class_decisions() -> dict[str, Any]:
+    """The same among three classes; thresholds that no pixel is to reach are None."""
+    probability = np.random.default_rng(SEED).dirichlet((0.4, 0.3, 0.3), 40).astype(np.float32)
+    probability[5:10] = probability[5]
+    values = difficulty(probability.T[None])[0]
+
+    def rule(thresholds: Thresholds, **asked: float) -> dict[str, Any]:
+        return {
+            **asked,
+            "thresholds": [short([each])[0] if np.isfinite(each) else None for each in thresholds],
+            "classes": classes_by_thresholds(values, thresholds).tolist(),
+        }
+
+    steps = cost_steps(THREE_COSTS)
+    return {
+        "probability": [short(each) for each in probability],
+        "difficulty": short(values),
+        "upsamplers": THREE_COSTS,
+        "adaptive": rule(adaptive_thresholds(values, 3)),
+        "budget": [rule(budget_thresholds(values, budget, steps=steps), budget=budget) for budget in BUDGETS],
     }
 
 
@@ -214,12 +247,14 @@ def pictures(folder: Path, picture: NDArray[np.uint8]) -> Arrays:
         place = up._resources.backend.place(*picture_axes())
         probability = up._resources.backend.probabilities(tables, place, everything)[:, 0]
     bilinear = base(picture, *picture_axes(), everything).transpose(0, 2, 1)
-    threshold = np.array([plain.decision.threshold, adaptive.decision.threshold], dtype=np.float32)
+    assert plain.decision.thresholds is not None
+    assert adaptive.decision.thresholds is not None
+    thresholds = np.array([*plain.decision.thresholds, *adaptive.decision.thresholds], dtype=np.float32)
     return {
         "lr": picture,
         "probability": probability,
         "base": np.ascontiguousarray(bilinear),
-        "thresholds": threshold,
+        "thresholds": thresholds,
         "k0_classes": plain.class_map,
         "k0_image": plain.image,
         "adaptive_classes": adaptive.class_map,
@@ -291,6 +326,7 @@ def main(*, folder: Path) -> None:
     whole = pictures(folder / "bundle", picture)
     write_json(folder / "geometry.json", geometry())
     write_json(folder / "decision.json", decisions(bundle))
+    write_json(folder / "decision_three_classes.json", three_class_decisions())
     write_json(folder / "example.json", example(whole, calls, first))
     for name, arrays in calls.items():
         save(folder / "graphs" / name, arrays)

@@ -133,7 +133,7 @@ def _compare(
         oracle=_quality(reference.image, truth, scale) if reference is not None else None,
         fidelity=fidelity,
         shares=result.shares,
-        threshold=result.decision.threshold,
+        thresholds=result.decision.thresholds,
         flops=result.cost.flops,
         flops_all_heavy=result.cost.flops_all_heavy,
         macs=result.cost.macs,

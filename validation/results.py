@@ -74,7 +74,7 @@ class Comparison:
         oracle: the published inference in PyTorch; None without a checkpoint.
         fidelity: runtime against oracle; None without a checkpoint.
         shares: of the pixels in each class, lightest first.
-        threshold: on the probability of being heavy; None for more than two classes.
+        thresholds: on the difficulty (`Decision`), ascending; None for more than two classes under k.
         flops: of the runtime's routing by the paper's convention.
         flops_all_heavy: the same, every pixel in the heaviest class.
         macs: multiply-accumulates that really ran.
@@ -90,7 +90,7 @@ class Comparison:
     oracle: Quality | None
     fidelity: Fidelity | None
     shares: tuple[float, ...]
-    threshold: float | None
+    thresholds: tuple[float, ...] | None
     flops: int
     flops_all_heavy: int
     macs: int

@@ -55,7 +55,7 @@ def _pictures(one: SetComparison) -> Table:
     names = ["picture", "size", "bicubic", "PSNR", "PSNR Y", "SSIM"]
     if one.fidelity is not None:
         names += ["oracle", "oracle Y", "oracle SSIM", "between", "largest diff", "same class %"]
-    names += ["shares %", "GFLOPs", "GMACs", "% of all heavy"]
+    names += [f"{_class_names(one)} %", "GFLOPs", "GMACs", "% of all heavy"]
     table = _table(f"{one.set} ×{one.scale:g} {one.rule} (shave {shave_for(one.scale)})", names)
     for picture in one.pictures:
         _row(table, [picture.name, format_size(picture.size), *_numbers(picture)])
@@ -82,7 +82,7 @@ def _summary(columns: list[SetComparison]) -> Table:
         for row, name in enumerate(("lowest PSNR between", "largest difference", "same class %")):
             _row(table, [name, "", *(_fidelity(one)[row] for one in columns)])
     for row, name in enumerate(
-        ("shares %, lightest first", "GFLOPs (paper)", "GMACs (true)", "% of all heavy, both")
+        (f"{_class_names(first)} %", "GFLOPs (paper)", "GMACs (true)", "% of all heavy, both")
     ):
         _row(table, [name, "", *(_cost(one)[row] for one in columns)])
     _row(table, ["seconds", "", *(f"{one.milliseconds / 1000:.2f}" for one in columns)])
@@ -105,6 +105,11 @@ def _numbers(one: Comparison | SetComparison) -> list[str]:
     if one.oracle is not None:
         cells += _quality(one.oracle) + _fidelity(one)
     return cells + _cost(one)
+
+
+def _class_names(one: SetComparison) -> str:
+    classes = len(one.shares)
+    return "light / heavy" if classes == 2 else "class " + " / ".join(map(str, range(classes)))
 
 
 def _quality(quality: Quality) -> list[str]:

@@ -78,7 +78,7 @@ def check_case(name: str, folder: Path, checkpoints: Path) -> None:
             costs = normalised_cost_list(network_cost(network), case["scale_key"])
             assert costs == pytest.approx(case["cost_list"], rel=1e-6)
         if case["phase"] == 1 and case["adaptive"]:
-            assert result.threshold == pytest.approx(case["adm"]["threshold_prob"], abs=1e-6)
+            assert result.thresholds == pytest.approx((case["adm"]["threshold_prob"],), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", RANDOM_CASES)

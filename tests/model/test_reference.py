@@ -83,10 +83,26 @@ def test_threshold_separates_the_classes(network: Network, picture: NDArray[np.u
     for rule in ({"k": 0.7}, {"k": -0.3}, {"adaptive": True}, {"budget": 0.25}):
         result = upscale(network, picture, scale=2, **rule)  # type: ignore[arg-type]
         assert result.probability is not None
-        assert result.threshold is not None
+        assert result.thresholds is not None
+        (threshold,) = result.thresholds
         heavy = result.probability[..., 1]
-        clear = np.abs(heavy - result.threshold) > 1e-6
-        np.testing.assert_array_equal((heavy > result.threshold)[clear], result.class_map[clear] == 1)
+        clear = np.abs(heavy - threshold) > 1e-6
+        np.testing.assert_array_equal((heavy > threshold)[clear], result.class_map[clear] == 1)
+
+
+@pytest.mark.parametrize("rule", [{"adaptive": True}, {"budget": 0.15}, {"budget": 0.6}])
+def test_thresholds_separate_three_classes_by_difficulty(
+    three_classes: Network, picture: NDArray[np.uint8], rule: dict[str, Any]
+) -> None:
+    result = upscale(three_classes, picture, scale=2, **rule)
+    assert result.probability is not None
+    assert result.thresholds is not None
+    assert list(result.thresholds) == sorted(result.thresholds)
+    difficulty = result.probability @ np.arange(3, dtype=np.float32)
+    clear = np.abs(difficulty[..., None] - result.thresholds).min(axis=2) > 1e-5
+    expected = (difficulty[..., None] >= result.thresholds).sum(axis=2)
+    np.testing.assert_array_equal(result.class_map[clear], expected[clear])
+    assert clear.mean() > 0.9
 
 
 def test_a_greater_k_makes_fewer_pixels_heavy(network: Network, picture: NDArray[np.uint8]) -> None:
@@ -118,7 +134,7 @@ def test_three_classes_are_routed_by_argmax_of_probability_over_cost(
 ) -> None:
     plain = upscale(three_classes, picture, scale=2)
     assert plain.probability is not None
-    assert plain.threshold is None
+    assert plain.thresholds is None
     np.testing.assert_array_equal(plain.class_map, plain.probability.argmax(axis=2))
     assert set(np.unique(plain.class_map)) == {0, 1, 2}
     cheaper = upscale(three_classes, picture, scale=2, k=20)
@@ -129,12 +145,51 @@ def test_three_classes_are_routed_by_argmax_of_probability_over_cost(
     np.testing.assert_allclose(plain.image, chosen, atol=2e-6)
 
 
-@pytest.mark.parametrize("rule", [{"adaptive": True}, {"budget": 0.5}])
-def test_rules_for_two_classes_name_the_number_of_classes(
-    three_classes: Network, picture: NDArray[np.uint8], rule: dict[str, Any]
+def test_adaptive_parts_three_classes_where_their_means_are(
+    three_classes: Network, picture: NDArray[np.uint8]
 ) -> None:
-    with pytest.raises(OptionError, match="M = 3"):
-        upscale(three_classes, picture, scale=2, **rule)
+    result = upscale(three_classes, picture, scale=2, adaptive=True)
+    assert result.probability is not None
+    assert result.thresholds is not None
+    difficulty = result.probability.astype(np.float64) @ np.arange(3)
+    means = [difficulty[result.class_map == j].mean() for j in range(3)]
+    middles = [(means[0] + means[1]) / 2, (means[1] + means[2]) / 2]
+    # It stops when all centroids together move by less than a hundredth of the range.
+    np.testing.assert_allclose(result.thresholds, middles, atol=0.01 * np.ptp(difficulty))
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.001, 0.2, 0.37, 0.8, 1.0])
+def test_budget_is_the_share_of_the_adjustable_cost_of_three_classes(
+    three_classes: Network, picture: NDArray[np.uint8], budget: float
+) -> None:
+    result = upscale(three_classes, picture, scale=2, budget=budget)
+    light, heavy = (upscale(three_classes, picture, scale=2, budget=end).flops for end in (0, 1))
+    costs = network_cost(three_classes).published.upsamplers
+    # A step of one pixel is the most that can be missed where no two are tied, and half a pixel by rounding.
+    assert result.flops - light == pytest.approx(budget * (heavy - light), abs=1.5 * (costs[2] - costs[0]))
+    assert heavy - light == result.class_map.size * (costs[2] - costs[0])
+    assert (result.thresholds == (math.inf, math.inf)) == (budget == 0)
+
+
+def test_a_budget_among_classes_whose_costs_do_not_ascend_is_refused(picture: NDArray[np.uint8]) -> None:
+    network = build(NetworkSpec("fsrcnn", 8, ((4,), (9, 9), (6,)), ()))
+    with pytest.raises(OptionError, match="costs that ascend"):
+        upscale(network, picture, scale=2, budget=0.5)
+    assert upscale(network, picture[:5, :6], scale=2, adaptive=True).thresholds is not None
+
+
+def test_tied_pixels_of_three_classes_go_one_way(picture: NDArray[np.uint8]) -> None:
+    network = build(NetworkSpec("fsrcnn", 8, ((4,), (6, 6), (9, 9)), ()))
+    assert network.classifier is not None
+    network.classifier.linears[-1].weight.data.zero_()
+    network.classifier.linears[-1].bias.data = torch.tensor([0.0, 1.0, 0.5])
+    cost = network_cost(network).published.upsamplers
+    middle = (cost[1] - cost[0]) / (cost[2] - cost[0])
+    found = [
+        set(np.unique(upscale(network, picture, scale=2, budget=budget).class_map))
+        for budget in (0.45 * middle, 0.55 * middle, 0.55 * middle + 0.45, 0.45 * middle + 0.55)
+    ]
+    assert found == [{0}, {1}, {1}, {2}]
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.001, 0.37, 1.0])
@@ -143,16 +198,19 @@ def test_budget_is_the_share_of_heavy_pixels(
 ) -> None:
     result = upscale(network, picture, scale=2, budget=budget)
     assert result.class_map.sum() == round(budget * result.class_map.size)
-    assert (result.threshold == math.inf) == (budget == 0)
+    assert (result.thresholds == (math.inf,)) == (budget == 0)
 
 
-def test_a_constant_probability_sends_all_pixels_to_the_lightest_class(picture: NDArray[np.uint8]) -> None:
-    network = build(NetworkSpec("fsrcnn", 8, ((4,), (4,)), ()))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_constant_probability_sends_all_pixels_to_the_lightest_class(
+    picture: NDArray[np.uint8], classes: int
+) -> None:
+    network = build(NetworkSpec("fsrcnn", 8, ((4,),) * classes, ()))
     assert network.classifier is not None
     network.classifier.linears[-1].weight.data.zero_()
     result = upscale(network, picture, scale=2, adaptive=True)
     assert (result.class_map == 0).all()
-    assert result.threshold == math.inf
+    assert result.thresholds == (math.inf,) * (classes - 1)
 
 
 def test_one_pixel_works_with_every_rule(network: Network) -> None:
@@ -186,7 +244,7 @@ def test_a_heavy_only_network_sends_every_pixel_to_its_class(picture: NDArray[np
     network = load_checkpoint(GOLDEN / "carn-pcsr-phase0-random.pth", complete=False)
     result = upscale(network, picture, scale=2, refine=True)
     assert result.probability is None
-    assert result.threshold is None
+    assert result.thresholds is None
     assert (result.class_map == 0).all()
     assert result.macs == total(network_cost(network).macs, 24, 33, (48 * 66,), classified=False)
 

@@ -1,84 +1,266 @@
 """Thresholds are those of arithmetic on the sorted values, whatever the histogram does."""
 
+import itertools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pcsr.runtime import decision
+from pcsr.runtime import distribution
 from pcsr.runtime.decision import (
     ALL_LIGHT,
-    adaptive_threshold,
-    budget_threshold,
+    adaptive_thresholds,
+    budget_thresholds,
     classes_by_k,
+    classes_by_thresholds,
+    cost_steps,
+    difficulty,
     threshold_by_k,
 )
+from pcsr.runtime.errors import OptionError
+
+# A few units in the last place apart: what falls into one bin.
+HALF = [0.5, float(np.nextafter(np.float32(0.5), np.float32(1)))]
 
 probabilities = hnp.arrays(
     np.float32,
     st.integers(1, 400),
-    elements=st.one_of(
-        st.floats(0, 1, width=32),
-        # Ties and values a few units in the last place apart: what falls into one bin.
-        st.sampled_from([0.25, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0.75]),
-    ),
+    elements=st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.25, *HALF, 0.75])),
 )
 
 
-def two_means_in_full_passes(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """The published rule, plainly: start from (mean, min), labels of the last pass before its update."""
+def arrays_of(elements: st.SearchStrategy[float], largest: int) -> st.SearchStrategy[np.ndarray]:
+    """Values with many ties and values without."""
+    few = st.lists(elements, min_size=1, max_size=4).flatmap(
+        lambda some: hnp.arrays(np.float32, st.integers(1, largest), elements=st.sampled_from(some))
+    )
+    return st.one_of(few, hnp.arrays(np.float32, st.integers(1, largest), elements=elements))
+
+
+@st.composite
+def difficulties(draw: st.DrawFn, *, exact_sums: bool) -> tuple[int, np.ndarray]:
+    """Number of classes M, and difficulties from 0 to M - 1."""
+    classes = draw(st.integers(2, 5))
+    top = classes - 1
+    if exact_sums:
+        # Sums of such values are exact in any order, so that results must be equal to the last bit.
+        return classes, draw(arrays_of(st.integers(0, top << 20).map(lambda n: n / (1 << 20)), 300))
+    # Below 2^-26 a difference to a whole number is no longer exact.
+    elements = st.one_of(
+        st.floats(2**-26, top, width=32), st.sampled_from([0.0, *HALF, 1.0, 1.0 + 2**-23, float(top)])
+    )
+    return classes, draw(arrays_of(elements, 60))
+
+
+def ascending_costs(classes: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(1, 1 << 32), min_size=classes, max_size=classes, unique=True).map(sorted)
+
+
+def means_in_full_passes(values: np.ndarray, classes: int) -> list[float]:
+    """The rule, plainly: labels of the last pass before its update."""
     d = values.astype(np.float64)
-    upper, lower, width = d.mean(), d.min(), d.max() - d.min()
+    width = d.max() - d.min()
+    centres = [d.min() + width * (j / (classes - 1)) for j in range(classes)]
+    if classes == 2:
+        centres = [d.min(), d.sum() / d.size]
     for _ in range(19):
-        threshold = (upper + lower) / 2
-        heavy = d >= threshold
-        moved = (d[heavy].mean() - upper) ** 2 + (d[~heavy].mean() - lower) ** 2
-        upper, lower = d[heavy].mean(), d[~heavy].mean()
+        thresholds = [(a + b) / 2 for a, b in itertools.pairwise(centres)]
+        labels = sum((d >= threshold).astype(int) for threshold in thresholds)
+        members = [d[labels == j] for j in range(classes)]
+        means = [own.sum() / own.size if own.size else c for own, c in zip(members, centres, strict=True)]
+        moved = sum((new - old) ** 2 for new, old in zip(means, centres, strict=True))
+        centres = means
         if moved / width**2 <= 1e-4:
             break
-    return heavy, threshold
+    return thresholds
 
 
 @given(probabilities)
 def test_adaptive_is_two_means_on_all_values(values: np.ndarray) -> None:
-    threshold = adaptive_threshold(values)
+    (threshold,) = adaptive_thresholds(values, 2)
     if values.min() == values.max():
         assert threshold == ALL_LIGHT
         return
-    heavy, at = two_means_in_full_passes(values)
+    (at,) = means_in_full_passes(values, 2)
     # Where the histogram's sums, taken in another order, round differently, only values at the threshold move.
-    differs = (values >= threshold) != heavy
+    differs = (values >= threshold) != (values >= at)
     assert np.abs(values[differs].astype(np.float64) - at).max(initial=0) < 1e-9
     assert abs(float(threshold) - at) < 1e-6
 
 
-def test_adaptive_on_more_values_than_one_span_and_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+@given(difficulties(exact_sums=True))
+def test_adaptive_is_means_on_all_values_for_any_number_of_classes(drawn: tuple[int, np.ndarray]) -> None:
+    classes, values = drawn
+    thresholds = adaptive_thresholds(values, classes)
+    if values.min() == values.max():
+        assert thresholds == (ALL_LIGHT,) * (classes - 1)
+        return
+    expected = means_in_full_passes(values, classes)
+    for threshold, at in zip(thresholds, expected, strict=True):
+        assert np.nextafter(threshold, np.float32(-np.inf)) < at <= threshold
+    assert list(thresholds) == sorted(thresholds)
+    labels = sum((values.astype(np.float64) >= at).astype(int) for at in expected)
+    np.testing.assert_array_equal(classes_by_thresholds(values, thresholds), labels)
 
-    values = np.random.default_rng(0).beta(0.5, 1.5, 300_001).astype(np.float32)
-    whole = adaptive_threshold(values)
-    monkeypatch.setattr(decision, "SPAN", 1000)
-    with ThreadPoolExecutor(3) as pool:
-        assert adaptive_threshold(values, pool.map) == pytest.approx(float(whole), abs=1e-7)
-        assert budget_threshold(values, 0.3, pool.map) == budget_threshold(values, 0.3)
-    heavy, _ = two_means_in_full_passes(values)
-    assert ((values >= whole) == heavy).all()
+
+def test_an_empty_cluster_stays_where_it_began() -> None:
+    values = np.array([0.0] * 7 + [2.0] * 3, dtype=np.float32)
+    assert adaptive_thresholds(values, 3) == (0.5, 1.5)
+    assert adaptive_thresholds(values, 5) == (0.25, 0.75, 1.25, 1.75)
+
+
+def test_a_value_on_a_midpoint_belongs_to_the_upper_cluster() -> None:
+    # Nothing moves by more than the tolerance in the first pass, whose thresholds are 0.5 and 1.5.
+    values = np.array([0.0] * 100 + [0.5] + [1.0] * 100 + [1.5] + [2.0] * 100, dtype=np.float32)
+    thresholds = adaptive_thresholds(values, 3)
+    assert thresholds == (0.5, 1.5)
+    assert np.bincount(classes_by_thresholds(values, thresholds)).tolist() == [100, 101, 101]
+
+
+@given(difficulties(exact_sums=False), st.floats(0, 1), st.data())
+def test_a_budget_is_spent_as_nearly_as_ties_allow(
+    drawn: tuple[int, np.ndarray], budget: float, data: st.DataObject
+) -> None:
+    classes, values = drawn
+    costs = data.draw(ascending_costs(classes))
+    thresholds = budget_thresholds(values, budget, steps=cost_steps(costs))
+    assert list(thresholds) == sorted(thresholds)
+    got = classes_by_thresholds(values, thresholds)
+
+    # Every total that thresholds one apart can spend, in exact arithmetic.
+    exact = [Fraction(float(value)) for value in values]
+
+    def spent(first: Fraction) -> int:
+        return sum(costs[sum(value >= first + j for j in range(classes - 1))] - costs[0] for value in exact)
+
+    totals = {0} | {spent(value - j) for value in exact for j in range(classes - 1)}
+    target = round(budget * values.size) * (costs[-1] - costs[0])
+    assert sum(costs[j] - costs[0] for j in got) == min(
+        totals, key=lambda total: (abs(total - target), -total)
+    )
 
 
 @given(probabilities, st.floats(0, 1))
-def test_budget_is_met_as_nearly_as_ties_allow(values: np.ndarray, budget: float) -> None:
-    threshold = budget_threshold(values, budget)
-    wanted = round(budget * values.size)
-    got = int((values >= threshold).sum())
-    possible = {int((values >= t).sum()) for t in np.unique(values)} | {0}
-    assert abs(got - wanted) == min(abs(count - wanted) for count in possible)
+def test_a_budget_for_two_classes_is_a_rank(values: np.ndarray, budget: float) -> None:
+    heavy = round(budget * values.size)
+    (threshold,) = budget_thresholds(values, budget, steps=cost_steps((9, 7)))
+    if heavy == 0:
+        assert threshold == ALL_LIGHT
+        return
+    at = np.sort(values)[values.size - heavy]
+    too_many, too_few = (values >= at).sum() - heavy, heavy - (values > at).sum()
+    assert threshold == (at if too_many <= too_few else np.nextafter(at, np.float32(np.inf)))
 
 
-def test_the_ends_of_the_budget_are_all_light_and_all_heavy() -> None:
-    values = np.array([0.0, 0.5, 1.0], dtype=np.float32)
-    assert budget_threshold(values, 0) == ALL_LIGHT
-    assert budget_threshold(values, 1) <= 0
+@given(difficulties(exact_sums=False), st.lists(st.floats(0, 1), min_size=2, max_size=2), st.data())
+def test_a_greater_budget_lowers_no_pixels_class(
+    drawn: tuple[int, np.ndarray], budgets: list[float], data: st.DataObject
+) -> None:
+    classes, values = drawn
+    steps = cost_steps(data.draw(ascending_costs(classes)))
+    less, more = (
+        classes_by_thresholds(values, budget_thresholds(values, budget, steps=steps))
+        for budget in sorted(budgets)
+    )
+    assert (less <= more).all()
+
+
+@given(difficulties(exact_sums=False))
+def test_the_ends_of_the_budget_are_all_light_and_all_heaviest(drawn: tuple[int, np.ndarray]) -> None:
+    classes, values = drawn
+    steps = tuple(range(1, classes))
+    assert budget_thresholds(values, 0, steps=steps) == (ALL_LIGHT,) * (classes - 1)
+    assert (classes_by_thresholds(values, budget_thresholds(values, 1, steps=steps)) == classes - 1).all()
+
+
+def test_tiny_difficulties_are_spent_on_too() -> None:
+    values = np.array([0.0, 1e-45, 1e-30, 1e-20, 1e-10], dtype=np.float32)
+    spent = [
+        classes_by_thresholds(values, budget_thresholds(values, share / 5, steps=(1,))).sum()
+        for share in range(6)
+    ]
+    assert spent == [0, 1, 2, 3, 4, 5]
+    # With three classes, one unit of rounding apart at class 2 they go together, and still all of it can be spent.
+    assert (classes_by_thresholds(values, budget_thresholds(values, 1, steps=(1, 3))) == 2).all()
+
+
+def test_a_budget_needs_costs_that_ascend() -> None:
+    assert cost_steps((10, 15, 40)) == (5, 25)
+    for costs in ((10, 10, 40), (10, 40, 30)):
+        with pytest.raises(OptionError, match="cost more and more"):
+            cost_steps(costs)
+    # Of two classes only the number of heavy pixels counts.
+    assert cost_steps((40, 10)) == (1,)
+
+
+def many(classes: int) -> np.ndarray:
+    """More values than one span; most of them in few bins, as a trained classifier makes them."""
+    random = np.random.default_rng(0)
+    values = (classes - 1) * random.beta(0.5, 1.5, 300_001)
+    values[random.random(values.size) < 0.4] = 1e-3
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_spans_and_threads_change_nothing(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, steps = many(classes), tuple(range(1, classes))
+    adaptive, budget = (
+        adaptive_thresholds(values, classes),
+        budget_thresholds(values, 0.3, steps=steps),
+    )
+    np.testing.assert_array_equal(
+        classes_by_thresholds(values, adaptive),
+        sum((values >= at).astype(int) for at in means_in_full_passes(values, classes)),
+    )
+    monkeypatch.setattr(distribution, "SPAN", 1000)
+    one = adaptive_thresholds(values, classes)
+    with ThreadPoolExecutor(3) as pool:
+        assert adaptive_thresholds(values, classes, map_spans=pool.map) == one
+        assert budget_thresholds(values, 0.3, steps=steps, map_spans=pool.map) == budget
+    # Sums of other spans round otherwise.
+    assert one == pytest.approx(adaptive, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_passes_over_the_values_are_few(classes: int) -> None:
+    passes = 0
+
+    def counted(work: Callable[[np.ndarray], Any], spans: Iterable[np.ndarray]) -> Iterable[Any]:
+        nonlocal passes
+        passes += 1
+        return map(work, spans)
+
+    values = many(classes)
+    for solve in (
+        lambda: adaptive_thresholds(values, classes, map_spans=counted),
+        *(
+            lambda b=b: budget_thresholds(values, b, steps=tuple(range(1, classes)), map_spans=counted)
+            for b in (0.01, 0.3, 0.7, 0.99)
+        ),
+    ):
+        passes = 0
+        solve()
+        # Extremes, histogram, values of some bins; with many classes of some more.
+        assert passes <= 5
+
+
+def test_difficulty_is_the_expected_class_rounded_at_every_step() -> None:
+    probability = np.random.default_rng(1).dirichlet(np.ones(4), (3, 5)).astype(np.float32)
+    probability = probability.transpose(0, 2, 1)
+    found = difficulty(probability)
+    assert (found.shape, found.dtype) == ((3, 5), np.float32)
+    f = np.float32
+    for y, x in np.ndindex(3, 5):
+        _, one, two, three = probability[y, :, x]
+        assert found[y, x] == f(f(one + f(f(2) * two)) + f(f(3) * three))
+    np.testing.assert_array_equal(difficulty(probability[:, 1:2]), probability[:, 1])
+    np.testing.assert_array_equal(difficulty(probability[:, :2]), probability[:, 1])
 
 
 costs = st.tuples(st.floats(0.05, 0.45), st.floats(0.55, 0.95))

@@ -120,7 +120,7 @@ def test_the_published_results_on_the_sample_picture(
     assert 100 * result.shares[1] == pytest.approx(row.heavy, abs=PER_CENT)
     assert result.cost.flops / 1e9 == pytest.approx(row.gflops, abs=GIGA)
     if row.threshold is not None:
-        assert result.decision.threshold == pytest.approx(row.threshold, abs=THRESHOLD)
+        assert result.decision.thresholds == pytest.approx((row.threshold,), abs=THRESHOLD)
 
 
 @pytest.mark.parametrize("refine", [False, True], ids=["plain", "refined"])

@@ -132,20 +132,56 @@ class Upscaled:
         return refined
 
 
-def two_means(p: np.ndarray) -> float:
-    """Section 5: the threshold of the paper's adaptive decision, in double."""
-    values = p.astype(np.float64).reshape(-1)
+def rounded_up(threshold: float) -> np.float32:
+    nearest = F(threshold)
+    return nearest if float(nearest) >= threshold else np.nextafter(nearest, F(np.inf))
+
+
+def difficulty(p: list[float]) -> np.float32:
+    """Section 5: the expected class from M probabilities, rounded at every step."""
+    d = F(p[1])
+    for j in range(2, len(p)):
+        d = F(d + F(F(j) * F(p[j])))
+    return d
+
+
+def means(d: np.ndarray, M: int) -> list[np.float32]:
+    """Section 5: the thresholds of the adaptive decision, in double."""
+    values = d.astype(np.float64).reshape(-1)
     lowest, span = values.min(), values.max() - values.min()
-    d = (values - lowest) / span
-    low, high = 0.0, d.mean()
+    x = (values - lowest) / span
+    c = [0.0, x.mean()] if M == 2 else [j / (M - 1) for j in range(M)]
     for _ in range(19):
-        threshold = (low + high) / 2
-        new_low, new_high = d[d < threshold].mean(), d[d >= threshold].mean()
-        moved = (new_low - low) ** 2 + (new_high - high) ** 2
-        low, high = new_low, new_high
+        t = [(c[j - 1] + c[j]) / 2 for j in range(1, M)]
+        clusters = [[] for _ in range(M)]
+        for value in x:
+            clusters[sum(value >= each for each in t)].append(value)
+        new = [sum(clusters[j]) / len(clusters[j]) if clusters[j] else c[j] for j in range(M)]
+        moved = sum((new[j] - c[j]) ** 2 for j in range(M))
+        c = new
         if moved <= 1e-4:
             break
-    return float(lowest + threshold * span)
+    return [rounded_up(lowest + each * span) for each in t]
+
+
+def budget(d: np.ndarray, b: float, u: list[int]) -> list[np.float32]:
+    """Section 5: the thresholds of a budget."""
+    M, N = len(u), len(d)
+    target = round(b * N) * (u[-1] - u[0])
+    if target == 0:
+        return [F(np.inf)] * (M - 1)
+
+    def spent(t: list[float]) -> int:
+        return sum((u[j] - u[j - 1]) * sum(float(x) >= t[j - 1] for x in d) for j in range(1, M))
+
+    def thresholds(tau: float) -> list[float]:
+        return [tau + (j - 1) for j in range(1, M)]
+
+    candidates = [float(x) - (j - 1) for x in d for j in range(1, M)]
+    dearer = thresholds(max(tau for tau in candidates if spent(thresholds(tau)) >= target))
+    cheaper = [math.nextafter(t, math.inf) for t in dearer]
+    chosen = dearer if spent(dearer) - target <= target - spent(cheaper) else cheaper
+    return [rounded_up(t) for t in chosen]
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +220,33 @@ def test_k_and_picture_by_hand_are_the_vectors(upscaled: Upscaled) -> None:
 
 
 def test_adaptive_refinement_and_rounding_by_hand_are_the_vectors(upscaled: Upscaled) -> None:
-    classes = (upscaled.probability >= two_means(upscaled.probability)).astype(np.uint8)
+    (threshold,) = means(upscaled.probability, 2)
+    classes = (upscaled.probability >= threshold).astype(np.uint8)
     np.testing.assert_array_equal(classes, array("adaptive_classes"))
     image = upscaled.image(classes, refine=True)
     np.testing.assert_allclose(image, array("adaptive_refined_image"), rtol=0, atol=TOLERANCE)
     levels = np.clip(np.rint(image * F(255)), 0, 255)
     assert np.abs(levels - array("adaptive_refined_image_8bit")).max() <= 1
+
+
+def test_budgets_by_hand_are_the_vectors() -> None:
+    expected = json.loads((VECTORS / "decision.json").read_text())
+    d = np.array(expected["probability"], dtype=F)
+    for one in expected["budget"]:
+        (threshold,) = budget(d, one["budget"], [0, 1])
+        assert threshold == (np.inf if one["threshold"] is None else F(one["threshold"]))
+        assert [int(x >= threshold) for x in d] == one["classes"]
+
+
+def test_decisions_among_three_classes_by_hand_are_the_vectors() -> None:
+    expected = json.loads((VECTORS / "decision_three_classes.json").read_text())
+    d = np.array([difficulty(p) for p in expected["probability"]])
+    assert d.tolist() == [F(value) for value in expected["difficulty"]]
+    found = [(one, budget(d, one["budget"], expected["upsamplers"])) for one in expected["budget"]]
+    found += [(expected["adaptive"], means(d, 3))]
+    for one, thresholds in found:
+        assert thresholds == [np.inf if t is None else F(t) for t in one["thresholds"]]
+        assert [sum(x >= t for t in thresholds) for x in d] == one["classes"]
 
 
 def test_costs_by_hand_are_the_vectors(reader: Reader) -> None:

@@ -13,7 +13,14 @@ from pcsr.runtime import Upscaler
 from pcsr.runtime.backends.onnxruntime import open_model
 from pcsr.runtime.bundle import Bundle, head_weights, read_bundle
 from pcsr.runtime.cost import normalised_costs
-from pcsr.runtime.decision import adaptive_threshold, budget_threshold, threshold_by_k
+from pcsr.runtime.decision import (
+    adaptive_thresholds,
+    budget_thresholds,
+    classes_by_thresholds,
+    cost_steps,
+    difficulty,
+    threshold_by_k,
+)
 from pcsr.runtime.geometry import axis
 from pcsr.runtime.terms import terms
 
@@ -79,11 +86,23 @@ def test_decisions_are_the_vectors(bundle: Bundle) -> None:
     costs = normalised_costs(bundle.manifest.cost, expected["scale"])
     assert [np.float32(cost) for cost in expected["costs"]] == list(costs)
     found = [(one, threshold_by_k(one["k"], costs)) for one in expected["k"]]
-    found += [(one, budget_threshold(values, one["budget"])) for one in expected["budget"]]
-    found += [(expected["adaptive"], adaptive_threshold(values))]
+    found += [(one, *budget_thresholds(values, one["budget"], steps=(1,))) for one in expected["budget"]]
+    found += [(expected["adaptive"], *adaptive_thresholds(values, 2))]
     for one, threshold in found:
         assert threshold == (np.inf if one["threshold"] is None else np.float32(one["threshold"]))
         assert (values >= threshold).astype(int).tolist() == one["classes"]
+
+
+def test_decisions_among_three_classes_are_the_vectors() -> None:
+    expected = read("decision_three_classes")
+    values = difficulty(np.array(expected["probability"], dtype=np.float32).T[None])[0]
+    np.testing.assert_array_equal(values, np.array(expected["difficulty"], dtype=np.float32))
+    steps = cost_steps(expected["upsamplers"])
+    found = [(one, budget_thresholds(values, one["budget"], steps=steps)) for one in expected["budget"]]
+    found += [(expected["adaptive"], adaptive_thresholds(values, 3))]
+    for one, thresholds in found:
+        assert list(thresholds) == [np.inf if t is None else np.float32(t) for t in one["thresholds"]]
+        assert classes_by_thresholds(values, thresholds).tolist() == one["classes"]
 
 
 def test_the_whole_way_of_a_picture_is_the_vectors() -> None:
@@ -101,7 +120,7 @@ def test_the_whole_way_of_a_picture_is_the_vectors() -> None:
     np.testing.assert_array_equal(refined.class_map, array("picture", "adaptive_classes"))
     expected = array("picture", "adaptive_refined_image")
     np.testing.assert_allclose(refined.image, expected, rtol=0, atol=TOLERANCE)
-    assert refined.decision.threshold == pytest.approx(float(thresholds[1]), abs=1e-5)
+    assert refined.decision.thresholds == pytest.approx((float(thresholds[1]),), abs=1e-5)
     levels = array("picture", "adaptive_refined_image_8bit")
     assert np.abs(rounded.image.astype(int) - levels).max() <= 1
     assert np.mean(rounded.image != levels) <= 0.01
@@ -120,5 +139,5 @@ def test_the_script_writes_the_vectors_anew(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             np.load(tmp_path / path), np.load(VECTORS / path), rtol=0, atol=TOLERANCE, err_msg=str(path)
         )
-    for name in ("geometry.json", "decision.json"):
+    for name in ("geometry.json", "decision.json", "decision_three_classes.json"):
         assert (tmp_path / name).read_text() == (VECTORS / name).read_text()

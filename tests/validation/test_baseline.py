@@ -37,7 +37,7 @@ def a_set(
         oracle=beside,
         fidelity=None,
         shares=(0.5, 0.5),
-        threshold=0.5,
+        thresholds=(0.5,),
         **costs,  # type: ignore[arg-type]
     )
     one = SetComparison(

@@ -35,7 +35,7 @@ def upscale(picture: NDArray[Any], **options: Any) -> Result:
         image=resize(picture, size=size) + np.float32((options.get("budget") or 0.0) / 10),
         class_map=classes,
         shares=(1 - share, share),
-        decision=Decision("k", 0.0, 0.5),
+        decision=Decision("k", 0.0, (0.5,)),
         cost=Cost(size[0] * size[1], 2 * size[0] * size[1], 3, 4),
         milliseconds={"total": 5.0},
         tile=(h, w),

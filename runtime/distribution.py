@@ -1,0 +1,112 @@
+"""How many of millions of float32 values lie below a threshold, and their sum.
+
+A histogram gives both exactly but for the bin that the threshold falls into; the values in the few bins that
+matter are fetched in a further pass, so the result is that of arithmetic on the sorted values.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Distribution", "Map", "Values", "rounded_up"]
+
+BINS = 1 << 16
+# Spans of the values that are worked on at once: small enough to stay in cache.
+SPAN = 1 << 18
+
+Values = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Map(Protocol):
+    """Like `map`, to spread passes over threads; the upscaler passes its worker pool's."""
+
+    def __call__(self, work: Callable[[Values], T], spans: Iterable[Values], /) -> Iterable[T]:
+        """Results in order."""
+
+
+class Distribution:
+    """Counts and sums below any value, from a histogram and the values of its bins that were asked for."""
+
+    def __init__(self, values: Values, map_spans: Map) -> None:
+        self._spans = [values[a : a + SPAN] for a in range(0, values.size, SPAN)]
+        self._map = map_spans
+        extremes = list(map_spans(lambda span: (float(span.min()), float(span.max())), self._spans))
+        self.low = min(low for low, _ in extremes)
+        self.high = max(high for _, high in extremes)
+        self.size = values.size
+        self._factor = BINS / (self.high - self.low) if self.high > self.low else 0.0
+        counts = np.zeros(BINS, dtype=np.int64)
+        sums = np.zeros(BINS)
+        for count, total in map_spans(self._histogram, self._spans):
+            counts += count
+            sums += total
+        self._counts = counts
+        self._counts_below = np.concatenate([[0], np.cumsum(counts)])
+        self._sums_below = np.concatenate([[0.0], np.cumsum(sums)])
+        self.total = float(self._sums_below[-1])
+        self._inside: dict[int, tuple[Values, NDArray[np.float64]]] = {}
+
+    def _bin(self, span: Values) -> NDArray[np.intp]:
+        # One expression for values and thresholds alike, monotone in its argument, so a value below a
+        # threshold never lies in a later bin.
+        offset = span.astype(np.float64)
+        offset -= self.low
+        offset *= self._factor
+        return np.minimum(offset.astype(np.intp), BINS - 1)
+
+    def _bin_of(self, value: float) -> int:
+        return int(min(max((float(value) - self.low) * self._factor, 0), BINS - 1))
+
+    def _histogram(self, span: Values) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        index = self._bin(span)
+        sums = np.bincount(index, weights=span, minlength=BINS).astype(np.float64, copy=False)
+        return np.bincount(index, minlength=BINS), sums
+
+    def fetch_near(self, thresholds: Iterable[float]) -> None:
+        """Make known, in one pass over all values, those in the bins of these thresholds and in the bins beside."""
+        inner = {self._bin_of(threshold) for threshold in thresholds if self.low < threshold <= self.high}
+        near = {b + beside for b in inner for beside in (-1, 0, 1)}
+        bins = sorted(b for b in near if 0 <= b < BINS and self._counts[b] and b not in self._inside)
+        if not bins:
+            return
+        wanted = np.zeros(BINS, dtype=bool)
+        wanted[bins] = True
+        found = np.concatenate(list(self._map(lambda span: span[wanted[self._bin(span)]], self._spans)))
+        found.sort()
+        # In order of value the bins are in order too.
+        for b in bins:
+            first, end = (bisect.bisect_left(found, at, key=self._bin_of) for at in (b, b + 1))
+            inside = found[first:end]
+            self._inside[b] = inside, np.concatenate([[0.0], np.cumsum(inside, dtype=np.float64)])
+
+    def below(self, threshold: float) -> tuple[int, float, bool]:
+        """Count and sum of the values below a threshold, and whether they are exact."""
+        b = self._bin_of(threshold)
+        count, total = int(self._counts_below[b]), float(self._sums_below[b])
+        if b not in self._inside:
+            return count, total, not self._counts[b]
+        inside, sums = self._inside[b]
+        n = int(np.searchsorted(inside, rounded_up(threshold)))
+        return count + n, total + float(sums[n]), True
+
+    def reaching(self, threshold: float) -> tuple[int, int]:
+        """Fewest and most values that a threshold can have at or above it; one number where it is known."""
+        if threshold <= self.low:
+            return self.size, self.size
+        if threshold > self.high:
+            return 0, 0
+        count, _, exact = self.below(threshold)
+        unknown = 0 if exact else int(self._counts[self._bin_of(threshold)])
+        return self.size - count - unknown, self.size - count
+
+
+def rounded_up(threshold: float) -> np.float32:
+    """The smallest float32 that is no less."""
+    nearest = np.float32(threshold)
+    return nearest if float(nearest) >= threshold else np.nextafter(nearest, np.float32(np.inf))
