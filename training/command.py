@@ -67,7 +67,11 @@ def run_command(request: Request) -> Path:
             state,
             config,
             here,
-            steps_asked=any(".steps=" in setting for setting in request.settings),
+            steps_asked={
+                name
+                for name in PHASES
+                if any(setting.startswith(f"phases.{name}.steps=") for setting in request.settings)
+            },
             hours_asked=None if request.hours is None else partial(_steps, config, pool, device, precision),
         )
     else:

@@ -84,7 +84,8 @@ class PhaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How one phase is optimised (Adam with betas 0.9 and 0.99, cosine to 0)."""
 
     steps: int | None = None
-    """Steps in all; None where the run is planned in hours."""
+    """Steps in all; None where the run is planned in hours. Of phase 0, 0 keeps backbone and heavy upsampler as
+    they are in `init`."""
     rate: float = 1e-3
     """Learning rate at the top of the schedule, for the batch given here."""
     batch: int = 16
@@ -269,7 +270,9 @@ def _check(config: Config) -> None:
         if (phase.steps is None) == (config.hours is None):
             both = "both steps and hours are given" if config.hours else f"{where}.steps is missing"
             raise OptionError(f"{both}; give steps for each phase, or hours for the whole run")
-        if phase.steps is not None and phase.steps < 1:
+        if name == "backbone" and phase.steps == 0 and config.init is None:
+            raise OptionError(f"{where}.steps is 0, so nothing trains a backbone; name a checkpoint in init")
+        if phase.steps is not None and phase.steps < (name == "decision"):
             raise OptionError(f"{where}.steps is {phase.steps}; it must be 1 or more")
         if not 1 <= phase.pixels <= smallest:
             raise OptionError(

@@ -57,9 +57,9 @@ def first_plan(phases: PhasesConfig, steps: tuple[int, int]) -> tuple[Stretch, .
 
     Args:
         phases: rates and warm-ups.
-        steps: of each phase.
+        steps: of each phase; 0 of phase 0 leaves it out, for a network that has been through it.
     """
-    return tuple(_stretch(phases, phase, steps[phase], 1.0) for phase in (0, 1))
+    return tuple(_stretch(phases, phase, steps[phase], 1.0) for phase in (0, 1) if steps[phase] > 0)
 
 
 def extend(
@@ -89,7 +89,7 @@ def extend(
         for phase in (0, 1)
         if steps[phase] > 0
     ]
-    if not _seen(behind, 0) and ahead[0].phase != 0:
+    if _seen([*plan], 0) and not _seen(behind, 0) and ahead[0].phase != 0:
         raise OptionError("phase 1 needs a trained backbone; plan steps for phases.backbone first")
     return (*behind, *ahead)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import torch
 from pcsr.runtime.errors import OptionError
 from pcsr.training.config import Config, as_json
 from pcsr.training.pictures import Pool
-from pcsr.training.plan import extend, steps_ahead, steps_done
+from pcsr.training.plan import PHASES, extend, steps_ahead, steps_done
 from pcsr.training.state import State
 
 __all__ = ["Circumstances", "as_plain", "resumed"]
@@ -64,7 +64,7 @@ def resumed(
     config: Config,
     here: Circumstances,
     *,
-    steps_asked: bool,
+    steps_asked: Set[str],
     hours_asked: Callable[[], tuple[int, int]] | None,
 ) -> State:
     """The state to go on from.
@@ -76,7 +76,7 @@ def resumed(
         state: as it was read.
         config: as it is given now.
         here: circumstances of this process.
-        steps_asked: numbers of steps are asked for by this call, not only by a file.
+        steps_asked: phases whose number of steps is asked for by this call, not only by a file.
         hours_asked: steps of both phases that fit into the hours that this call asks for; None if it does not.
 
     Raises:
@@ -89,8 +89,9 @@ def resumed(
                 f"the run was started with another {key}; give the same configuration, or start a run of its own "
                 "with --out"
             )
-    phases = zip(before["phases"].values(), now["phases"].values(), strict=True)
-    replan = hours_asked is not None or any(_planned_anew(old, new, steps_asked) for old, new in phases)
+    replan = hours_asked is not None or any(
+        _planned_anew(before["phases"][name], now["phases"][name], name in steps_asked) for name in PHASES
+    )
     step = sum(steps_done(state.plan, state.at, state.done))
     if not replan:
         if state.data != here.data or _step_of(before) != _step_of(now):
@@ -102,7 +103,14 @@ def resumed(
         moved = any(last.get(key) != value for key, value in msgspec.to_builtins(here).items())
         history = (*state.history, here.event("moved", step)) if moved else state.history
         return msgspec.structs.replace(state, history=history)
-    steps = _steps(state, config) if hours_asked is None else hours_asked()
+    if hours_asked is None:
+        steps = _steps(state, config, steps_asked)
+        done = steps_done(state.plan, state.at, state.done)
+        for phase, name in enumerate(PHASES):
+            if name not in steps_asked:
+                now["phases"][name]["steps"] = done[phase] + steps[phase]
+    else:
+        steps = hours_asked()
     return msgspec.structs.replace(
         state,
         config=now,
@@ -122,17 +130,24 @@ def _planned_anew(old: dict[str, Any], new: dict[str, Any], steps_asked: bool) -
     return any(old[key] != new[key] for key in PLANNING if key != "steps")
 
 
-def _steps(state: State, config: Config) -> tuple[int, int]:
-    """Steps from here on: what is missing to the totals asked for."""
+def _steps(state: State, config: Config, asked: Set[str]) -> tuple[int, int]:
+    """Steps from here on: what is missing to the totals asked for, or what was planned anyway."""
     done = steps_done(state.plan, state.at, state.done)
     ahead = steps_ahead(state.plan, state.at, state.done)
-    wanted = (config.phases.backbone.steps, config.phases.decision.steps)
     backbone, decision = (
-        left if total is None else max(0, total - had)
-        for total, had, left in zip(wanted, done, ahead, strict=True)
+        max(0, (config.phases[phase].steps or 0) - done[phase]) if name in asked else ahead[phase]
+        for phase, name in enumerate(PHASES)
     )
-    # More of the backbone moves what phase 1 stands on: it is trained once more, whole.
-    return backbone, (wanted[1] or decision) if backbone else decision
+    if backbone:
+        # More of the backbone moves what phase 1 stands on: it is trained once more, whole.
+        whole = config.phases.decision.steps if "decision" in asked else ahead[1] or _last(state, phase=1)
+        decision = whole or 0
+    return backbone, decision
+
+
+def _last(state: State, *, phase: int) -> int:
+    """Steps of the last stretch of a phase."""
+    return next((stretch.steps for stretch in reversed(state.plan) if stretch.phase == phase), 0)
 
 
 def _step_of(plain: dict[str, Any]) -> Any:

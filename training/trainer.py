@@ -254,7 +254,7 @@ class _Phase:
 
     def _validate(self, done: int) -> None:
         assert self._run.validation is not None
-        found = self._run.validation.measure(self._average)
+        found = self._run.validation.measure(self._average, decided=self._stretch.phase == 1)
         self._log.write("validation", self._before + done, {"phase": PHASES[self._stretch.phase], **found})
         logger.info("step %d: %s", self._before + done, _in_words(found))
 

@@ -94,11 +94,12 @@ class Validation:
         pool = load_pool(folder, side=32, memory=1 << 30)
         self._pairs = [(scale, [_pair(picture, scale) for picture in pool.pictures]) for scale in scales]
 
-    def measure(self, network: Network) -> dict[str, float]:
-        """Mean RGB PSNR in dB per scale: everything heavy, and where there is a classifier, k = 0.
+    def measure(self, network: Network, *, decided: bool) -> dict[str, float]:
+        """Mean RGB PSNR in dB per scale: everything heavy, and k = 0.
 
         Args:
             network: in eval mode, on any device.
+            decided: its classifier has been trained; without, only everything heavy is measured.
 
         Returns:
             "heavy_x2", "k0_x2" in dB and "share_x2", the part of the pixels sent to the heaviest class.
@@ -107,18 +108,18 @@ class Validation:
         for scale, pairs in self._pairs:
             name = f"x{scale:g}"
             heaviest = network.spec.classes - 1
-            heavy, decided, shares = [], [], []
+            heavy, routed, shares = [], [], []
             for lr, truth in pairs:
                 size = truth.shape[:2]
                 ours = upscale(network, lr, size=size, force_class=heaviest if heaviest else None)
                 heavy.append(psnr(ours.image, truth, shave=shave_for(scale)))
-                if network.classifier is not None:
+                if decided:
                     ours = upscale(network, lr, size=size)
-                    decided.append(psnr(ours.image, truth, shave=shave_for(scale)))
+                    routed.append(psnr(ours.image, truth, shave=shave_for(scale)))
                     shares.append(float(np.mean(ours.class_map == heaviest)))
             found[f"heavy_{name}"] = float(np.mean(heavy))
             if decided:
-                found[f"k0_{name}"] = float(np.mean(decided))
+                found[f"k0_{name}"] = float(np.mean(routed))
                 found[f"share_{name}"] = float(np.mean(shares))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_what_cannot_be_tried_ends_with_status_2(
     ended = run(config, "--out", tmp_path / "out", *[str(photos) if a == "PHOTOS" else a for a in arguments])
     assert ended.exit_code == 2
     assert message in ended.stderr
+
+
+def test_tensorboard_shows_what_the_log_holds(config: Path, photos: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "out"
+    ended = run(config, "--data", photos, "--out", out, "--validate", photos, "--tensorboard")
+    assert ended.exit_code == 0, ended.stderr
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if line["event"] == "validation"]
+    shown = board.Scalars("validation/k0_x4")
+    assert [event.step for event in shown] == [line["step"] for line in logged if "k0_x4" in line]
+    expected = [line["k0_x4"] for line in logged if "k0_x4" in line]
+    assert [event.value for event in shown] == pytest.approx(expected)
 
 
 def test_tensorboard_without_the_extra_names_it(

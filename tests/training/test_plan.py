@@ -31,6 +31,16 @@ def test_a_short_run_is_not_eaten_by_its_warm_up(phases: PhasesConfig) -> None:
     assert [stretch.warmup for stretch in first_plan(phases, (12, 8))] == [1, 0]
 
 
+def test_a_phase_without_steps_is_left_out_and_may_be_trained_later(phases: PhasesConfig) -> None:
+    plan = first_plan(phases, (0, 10))
+    assert [(stretch.phase, stretch.steps) for stretch in plan] == [(1, 10)]
+    longer = extend(plan, 0, 4, phases=phases, steps=(0, 20))
+    assert [(stretch.phase, stretch.steps) for stretch in longer] == [(1, 4), (1, 20)]
+    deeper = extend(plan, 1, 0, phases=phases, steps=(30, 10))
+    assert [(stretch.phase, stretch.steps) for stretch in deeper] == [(1, 10), (0, 30), (1, 10)]
+    assert deeper[1].rate == phases.backbone.rate  # phase 0 was not trained before
+
+
 def test_extending_keeps_what_is_behind_and_starts_lower(phases: PhasesConfig) -> None:
     plan = extend(first_plan(phases, (100, 10)), 0, 40, phases=phases, steps=(200, 20))
     assert [(stretch.phase, stretch.steps) for stretch in plan] == [(0, 40), (0, 200), (1, 20)]

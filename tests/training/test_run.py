@@ -145,6 +145,21 @@ def test_more_steps_extend_a_finished_run_and_say_so(request_for: Request) -> No
     assert json.loads(metadata["history"])[1]["step"] == 20
 
 
+def test_more_steps_of_one_phase_leave_the_plan_of_the_other(request_for: Request) -> None:
+    with interrupted_after(signal.SIGTERM, 7), pytest.raises(KeyboardInterrupt):
+        run_command(replace(request_for, settings=["phases.decision.steps=3"]))
+    longer = replace(request_for, resume=True, settings=["phases.backbone.steps=20"])
+    metadata = metadata_of(run_command(longer))
+    plan = [(part["phase"], part["steps"]) for part in json.loads(metadata["plan"])]
+    assert plan == [("backbone", 7), ("backbone", 13), ("decision", 3)]
+    phases = json.loads(metadata["configuration"])["phases"]
+    assert (phases["backbone"]["steps"], phases["decision"]["steps"]) == (20, 3)
+    # A finished run: phase 1 is trained as long as it was.
+    metadata = metadata_of(run_command(replace(longer, settings=["phases.backbone.steps=24"])))
+    plan = [(part["phase"], part["steps"]) for part in json.loads(metadata["plan"])]
+    assert plan[3:] == [("backbone", 4), ("decision", 3)]
+
+
 def test_a_lower_rate_on_resume_is_a_new_stretch_for_what_is_left(request_for: Request) -> None:
     with interrupted_after(signal.SIGINT, 5), pytest.raises(KeyboardInterrupt):
         run_command(request_for)
@@ -269,6 +284,24 @@ def test_a_run_can_start_from_a_checkpoint(
         assert torch.allclose(weight, expected, atol=1e-6)
 
 
+def test_more_classes_grow_on_a_backbone_that_stays_as_it_is(
+    request_for: Request, tmp_path: Path, tree: dict[str, Any]
+) -> None:
+    init = tmp_path / "two.safetensors"
+    save_checkpoint(load_checkpoint(run_command(request_for)), init)
+    settings = ["network.upsamplers=[[4], [6], [8, 8]]", f"init={init}", "phases.backbone.steps=0"]
+    three = load_checkpoint(run_command(replace(request_for, settings=settings, out=tmp_path / "three")))
+    two = load_checkpoint(init)
+    assert three.spec.classes == 3
+    for part, other in ((three.backbone, two.backbone), (three.heads[-1], two.heads[-1])):
+        expected = other.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in part.state_dict().items())
+    lines = [json.loads(line) for line in (tmp_path / "three" / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["plan"] == [{"phase": 1, "steps": 8, "rate": 0.001, "warmup": 0}]
+    with pytest.raises(OptionError, match="name a checkpoint in init"):
+        run_command(replace(request_for, settings=["phases.backbone.steps=0"], out=tmp_path / "none"))
+
+
 def test_a_checkpoint_of_another_network_is_refused(
     request_for: Request, tmp_path: Path, tree: dict[str, Any]
 ) -> None:
@@ -298,6 +331,7 @@ def test_validation_is_measured_at_the_end_of_each_phase(request_for: Request) -
     found = [line for line in lines if line["event"] == "validation"]
     assert [line["step"] for line in found] == [12, 20]
     assert {"heavy_x2", "k0_x4", "share_x3"} <= found[1].keys()
+    assert not {"k0_x4", "share_x3"} & found[0].keys()  # nothing has trained a classifier yet
     assert 10 < found[1]["heavy_x2"] < 50
 
 
