@@ -8,13 +8,14 @@ SOURCES = $(ROOMS) scripts tests
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2
 
-.PHONY: help dev test test-slow lint types demo clean
+.PHONY: help dev test test-slow lint types demo bundles clean
 
 help:
 	@echo "make dev        set up $(VENV) with everything the tests need"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make demo       export, upscale and validate on one photograph (CHECKPOINT=path)"
+	@echo "make demo       upscale and validate one photograph (CHECKPOINT=path: export that first)"
+	@echo "make bundles    export the networks that ship (training/networks) into runtime/bundles"
 
 # torch first and alone: whatever else wants it then finds it installed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -43,6 +44,13 @@ test-slow: dev
 
 demo: dev
 	$(BIN)/python scripts/demo.py $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
+
+bundles: dev
+	set -e; for network in training/networks/*.safetensors; do \
+		bundle="runtime/bundles/$$(basename "$$network" .safetensors)"; \
+		rm -rf "$$bundle"; \
+		$(BIN)/pcsr-export "$$network" -o "$$bundle"; \
+	done
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from rich.text import Text
 from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.console import exit_on_error, start_logging
 from pcsr.runtime.errors import OptionError
+from pcsr.runtime.shipped import find_bundle, shipped_bundles
 
 __all__ = ["main"]
 
@@ -50,9 +51,9 @@ def main(
 ) -> None:
     """Turn a trained PCSR network into a bundle that runs without PyTorch.
 
-    INPUT is a checkpoint (the authors' .pth, or .safetensors) or an existing bundle. Every graph is compared
-    with PyTorch in ONNX Runtime before anything is written. Onto an existing bundle, the same checkpoint adds
-    what is missing and keeps the rest.
+    INPUT is a checkpoint (the authors' .pth, or .safetensors), an existing bundle, or the name of one that
+    ships with pcsr. Every graph is compared with PyTorch in ONNX Runtime before anything is written. Onto an
+    existing bundle, the same checkpoint adds what is missing and keeps the rest.
 
     Status: 0 done or nothing to do, 2 nothing was tried, 3 a check failed, 130 interrupted.
     """
@@ -63,13 +64,15 @@ def main(
     if inspect:
         if output is not None:
             raise OptionError("--inspect only shows what INPUT holds; leave -o away")
-        _show(read_bundle(source), as_json)
+        _show(read_bundle(find_bundle(source)), as_json)
         return
+    # A name that is no shipped bundle's may still be a checkpoint's.
+    place = find_bundle(source) if source in shipped_bundles() else Path(source)
     if output is None:
         if not Path(source).is_dir():
             raise OptionError(f"name the bundle to write: pcsr-export {source} -o BUNDLE")
         output = source
-    outcome = _export(Path(source), Path(output), precision, force)
+    outcome = _export(place, Path(output), precision, force)
     if as_json:
         click.echo(json.dumps(outcome))
         return

@@ -6,6 +6,16 @@ bottom in `inference.py`: plan tiles, probabilities per tile, decide once, colou
 
 from pcsr.runtime.errors import PcsrError
 from pcsr.runtime.options import Cost, Decision, Options, Result
+from pcsr.runtime.shipped import shipped_bundle, shipped_bundles
 from pcsr.runtime.upscaler import Upscaler
 
-__all__ = ["Cost", "Decision", "Options", "PcsrError", "Result", "Upscaler"]
+__all__ = [
+    "Cost",
+    "Decision",
+    "Options",
+    "PcsrError",
+    "Result",
+    "Upscaler",
+    "shipped_bundle",
+    "shipped_bundles",
+]

@@ -27,7 +27,9 @@ from pcsr.runtime.console import (
 from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import output_size
 from pcsr.runtime.options import Options, Result
+from pcsr.runtime.picture_formats import SUFFIXES
 from pcsr.runtime.pictures import check_writable, output_format, read_picture, write_picture
+from pcsr.runtime.shipped import DEFAULT, find_bundle, shipped_bundle, shipped_bundles
 
 if TYPE_CHECKING:
     from pcsr.runtime.upscaler import Upscaler
@@ -41,13 +43,16 @@ DEFAULT_SCALE = 4.0
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@click.option("-b", "--bundle", required=True, type=click.Path(path_type=Path), help="Made by pcsr-export.")
+@click.option(
+    "-b",
+    "--bundle",
+    help=f"One that ships ({', '.join(shipped_bundles())}), or a folder made by pcsr-export.  [default: {DEFAULT}]",
+)
 @click.option(
     "-o",
     "--output",
-    required=True,
     type=click.Path(path_type=Path),
-    help="PNG, JPEG, TIFF or WebP, by its ending.",
+    help="PNG, JPEG, TIFF or WebP, by its ending.  [default: beside INPUT, like INPUT_x4.png]",
 )
 @click.option("-s", "--scale", type=float, help="Magnification, 1 or more, like 2.5.  [default: 4]")
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Output size instead of a scale, like 3840x2160.")
@@ -87,8 +92,8 @@ DEFAULT_SCALE = 4.0
 def main(
     *,
     source: Path,
-    bundle: Path,
-    output: Path,
+    bundle: str | None,
+    output: Path | None,
     scale: float | None,
     size: str | None,
     k: float | None,
@@ -107,7 +112,7 @@ def main(
     force: bool,
     verbose: bool,
 ) -> None:
-    """Upscale the picture INPUT with a bundle.
+    """Upscale the picture INPUT.
 
     Prints the output's name, size, share of pixels per class and seconds. Status: 0 done, 1 the picture
     failed, 2 nothing was tried, 130 interrupted.
@@ -125,13 +130,19 @@ def main(
         refine=refine,
     )
     limit = None if memory_limit is None else parse_bytes(memory_limit)
+    if output is None:
+        output = default_output(source, options)
+        logger.info("no --output given: writing %s", click.format_filename(output))
     targets = Targets(output=output, class_map=class_map, overlay=overlay_path)
     targets.check(source, force=force)
+    folder = shipped_bundle() if bundle is None else find_bundle(bundle)
+    if bundle is None:
+        logger.info("no --bundle given: using %s, which ships with pcsr", DEFAULT)
 
     from pcsr.runtime.upscaler import Upscaler
 
     with Upscaler.open(
-        bundle,
+        folder,
         device=device,
         precision=precision,
         backend=backend,
@@ -146,6 +157,17 @@ def main(
             click.echo(json.dumps(report(result, source, output, options, threads=upscaler.threads)))
         else:
             click.echo(f"{click.format_filename(output)} {summary(result)} {seconds:.2f} s")
+
+
+def default_output(source: Path, options: Options) -> Path:
+    """Name beside the input that says what was done, in its format where that can be written, else PNG."""
+    if options.size is not None:
+        what = format_size(options.size)
+    else:
+        assert options.scale is not None
+        what = f"x{options.scale:.12g}"
+    suffix = source.suffix if source.suffix.lower() in SUFFIXES else ".png"
+    return source.with_name(f"{source.stem}_{what}{suffix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +269,10 @@ def report(
 ) -> Mapping[str, object]:
     """What --json prints: sizes as WIDTHxHEIGHT, lightest class first, null where nothing applies."""
     decision, cost = result.decision, result.cost
-    # All-light has an infinite threshold, for which JSON has no number.
-    finite = decision.threshold is not None and math.isfinite(decision.threshold)
+    thresholds = None
+    if decision.thresholds is not None:
+        # One that no pixel is to reach is infinite, for which JSON has no number.
+        thresholds = [each if math.isfinite(each) else None for each in decision.thresholds]
     return {
         "input": click.format_filename(source),
         "output": click.format_filename(output),
@@ -257,7 +281,7 @@ def report(
         "decision": {
             "kind": decision.kind,
             "value": decision.value,
-            "threshold": decision.threshold if finite else None,
+            "thresholds": thresholds,
         },
         "shares": list(result.shares),
         "cost": {

@@ -12,7 +12,7 @@ import numpy as np
 
 from pcsr.runtime.errors import OptionError, PictureError
 
-__all__ = ["FORMATS", "Format", "check_writable", "output_format"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "check_writable", "output_format"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

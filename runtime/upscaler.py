@@ -21,6 +21,7 @@ from pcsr.runtime.errors import ClosedError, OptionError
 from pcsr.runtime.inference import Inference, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.options import Options, Progress, Result
+from pcsr.runtime.shipped import find_bundle
 
 __all__ = ["Upscaler"]
 
@@ -72,7 +73,7 @@ class Upscaler:
         """Open a bundle for upscaling.
 
         Args:
-            bundle: folder made by `pcsr-export`.
+            bundle: name of a bundle that ships with pcsr, like "carn", or a folder made by `pcsr-export`.
             device: "cpu", "cuda" or "cuda:<index>".
             precision: "fp32", "fp16", or "auto": the fastest in the bundle for the backend.
             backend: "onnxruntime", or "auto": the fastest that is installed.
@@ -96,7 +97,7 @@ class Upscaler:
             raise OptionError(f"memory_limit is {memory_limit}; it must be a positive number of bytes")
         if tile is not None and tile < 16:
             raise OptionError(f"tile is {tile}; it must be 16 input pixels or more")
-        opened = read_bundle(bundle)
+        opened = read_bundle(find_bundle(bundle))
         ran = open_backend(opened, backend=backend, device=device, precision=precision, threads=threads)
         return cls(opened, ran, threads=threads, memory_limit=memory_limit, tile=tile)
 
@@ -146,15 +147,13 @@ class Upscaler:
             progress: called with the share done, in this thread; returning False cancels.
 
         Raises:
-            OptionError: contradictory or meaningless options.
+            OptionError: contradictory or meaningless options, or a budget that `Options` says cannot be spent.
             PictureError: not a picture.
             MemoryLimitError: the limit cannot hold the picture and the smallest tile.
             CancelledError: `progress` returned False.
             ClosedError: after `close`.
         """
         options = Options(scale=scale, size=size, k=k, adaptive=adaptive, budget=budget, refine=refine)
-        if self.bundle.manifest.classes > 2 and options.kind != "k":
-            raise OptionError(f"{options.kind} decides between two classes, this bundle has more; use k")
         check_picture(picture)
         with self._in_use():
             return Inference(self._resources, picture, options, progress).run()

@@ -1,6 +1,7 @@
-"""The whole road on one photograph: export, upscale, validate, and a table of what came out.
+"""The whole road on one photograph: upscale, validate, and a table and a picture of what came out.
 
-Runs the installed commands as a user would; run by `make demo CHECKPOINT=path`.
+Runs the installed commands as a user would; run by `make demo`, or by `make demo CHECKPOINT=path` for a
+network of one's own, which is exported first.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from pcsr.model.reference import upscale
 from pcsr.runtime import Upscaler
 from pcsr.runtime.bicubic import resize
 from pcsr.runtime.console import exit_on_error
-from pcsr.runtime.errors import CheckpointError
 from pcsr.runtime.machine import usable_cores
-from pcsr.runtime.pictures import write_picture
+from pcsr.runtime.pictures import read_picture, write_picture
+from pcsr.runtime.shipped import DEFAULT
 from pcsr.validation.metrics import psnr
 
 SCALE = 4
 BIN = Path(sys.executable).parent
+# What the shipped bundle was exported from.
+NETWORK = Path(__file__).resolve().parent.parent / "training" / "networks" / f"{DEFAULT}.safetensors"
+# Output rows and columns that the picture of the demo shows, twice as large, side by side.
+CROP = slice(190, 340), slice(290, 440)
 
 
 def run(*command: str | Path) -> None:
@@ -42,25 +47,25 @@ def run(*command: str | Path) -> None:
 
 @click.command()
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="A PCSR checkpoint (.pth or .safetensors)."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A PCSR checkpoint (.pth or .safetensors) to export and use instead of the bundle that ships.",
 )
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @exit_on_error()
 def main(checkpoint: Path | None, output: Path) -> None:
-    """Export a checkpoint, upscale a photograph by 4, and prove the result against PyTorch."""
-    if checkpoint is None:
-        raise CheckpointError(
-            "no model ships with this version yet; "
-            "name a PCSR checkpoint: make demo CHECKPOINT=path/to/carn-pcsr.pth"
-        )
+    """Upscale a photograph by 4, and prove the result against PyTorch."""
     # Rachel Michetti's photograph, which scikit-image ships under CC0.
     truth = skimage.data.coffee()
     lr = np.rint(np.clip(resize(truth, scale=1 / SCALE), 0, 1) * 255).astype(np.uint8)
     (output / "truth").mkdir(parents=True, exist_ok=True)
     write_picture(output / "truth" / "coffee.png", truth)
     write_picture(output / "lr.png", lr)
-    bundle = output / "bundle"
-    run("pcsr-export", checkpoint, "-o", bundle, "--onnx", "--force")
+    bundle = DEFAULT
+    if checkpoint is not None:
+        bundle = str(output / "bundle")
+        run("pcsr-export", checkpoint, "-o", bundle, "--onnx", "--force")
+    checkpoint = checkpoint or NETWORK
     run(
         "pcsr-upscale", output / "lr.png", "-b", bundle, "-o", output / "upscaled.png", "--scale", str(SCALE),
         "--class-map", output / "classes.png", "--overlay", output / "overlay.png", "--force",
@@ -71,7 +76,9 @@ def main(checkpoint: Path | None, output: Path) -> None:
     )  # fmt: skip
     print()
     Console().print(compare(checkpoint, bundle, lr, truth))
+    write_picture(output / "side-by-side.jpg", side_by_side(output, lr))
     for name, what in (
+        ("side-by-side.jpg", "the input, bicubic, upscaled, and where the computation went"),
         ("lr.png", "the input"),
         ("upscaled.png", "upscaled"),
         ("overlay.png", "where the computation went"),
@@ -80,7 +87,22 @@ def main(checkpoint: Path | None, output: Path) -> None:
         print(f"{output / name}: {what}")
 
 
-def compare(checkpoint: Path, bundle: Path, lr: np.ndarray, truth: np.ndarray) -> Table:
+def side_by_side(output: Path, lr: np.ndarray) -> np.ndarray:
+    """One detail of the input, of its bicubic magnification, of the upscaled picture and of its overlay."""
+    bicubic = np.rint(np.clip(resize(lr, scale=SCALE), 0, 1) * 255).astype(np.uint8)
+    upscaled, overlay = (read_picture(output / name).pixels for name in ("upscaled.png", "overlay.png"))
+    panels = [nearest(lr, SCALE), bicubic, upscaled, overlay]
+    gap = np.full((2 * (CROP[0].stop - CROP[0].start), 8, 3), 255, np.uint8)
+    spaced = [part for panel in panels for part in (gap, nearest(panel[CROP], 2))]
+    return np.hstack(spaced[1:])
+
+
+def nearest(picture: np.ndarray, factor: int) -> np.ndarray:
+    """Each pixel as a square."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def compare(checkpoint: Path, bundle: str, lr: np.ndarray, truth: np.ndarray) -> Table:
     """Bicubic, PyTorch and the runtime on the same 8-bit input; costs by the paper's count and as run."""
     titles = ("", "PSNR dB", "light / heavy %", "GFLOPs, of all-heavy", "GMACs, of all-heavy", "seconds")
     table = Table(*titles)

@@ -80,7 +80,7 @@ def watching(data: Path, *, scales: int, limit: int | None) -> Iterator[Watch]:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.option(
     "-c",
     "--checkpoint",
@@ -128,7 +128,7 @@ def watching(data: Path, *, scales: int, limit: int | None) -> Iterator[Watch]:
 @exit_on_error()
 def main(
     *,
-    bundle: Path,
+    bundle: str,
     checkpoint: Path | None,
     data: Path,
     scales: str,
@@ -149,6 +149,8 @@ def main(
     verbose: bool,
 ) -> None:
     """Compare BUNDLE with ground truth, with PyTorch (-c) and with a baseline (--baseline).
+
+    BUNDLE is one that ships with pcsr, by name, or a folder made by pcsr-export.
 
     The last line is PASSED, or FAILED with the reason, or says that nothing was gated.
 

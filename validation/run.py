@@ -134,7 +134,7 @@ def validate(
     """Compare a bundle's pictures with the truth, with the oracle of a checkpoint, and with a baseline.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, or the name of one that ships.
         data: folder of pictures, or of folders of pictures.
         settings: the defaults when None.
         checkpoint: gates against the published inference of this one.

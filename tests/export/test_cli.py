@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from pcsr.export import pipeline
 from pcsr.export.cli import main
+from pcsr.runtime import shipped_bundle
 from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.errors import BundleError, CheckError
 
@@ -68,6 +69,18 @@ def test_json_is_one_object(checkpoint: Path, target: Path) -> None:
     assert 0 < second["largest_half"][0] < 65504
 
 
+def test_a_shipped_bundle_is_found_by_name(target: Path) -> None:
+    shown = export("carn", "--inspect")
+    assert shown.exit_code == 0, shown.output
+    assert "carn, 52 channels" in shown.stdout
+    copied = export("carn", "-o", target)
+    assert copied.exit_code == 0, copied.output
+    assert copied.stdout == f"{target}: wrote fp32, fp16\n"
+    assert read_bundle(target).manifest == read_bundle(shipped_bundle("carn")).manifest
+    # Never in place: what is installed is not to be changed.
+    assert_refused(export("carn"), reason="name the bundle to write")
+
+
 def test_a_bundle_without_o_gets_what_it_lacks(checkpoint: Path, target: Path) -> None:
     export(checkpoint, "-o", target, "--precision", "fp32")
     result = export(target)
@@ -106,7 +119,7 @@ def test_the_command_that_the_reader_names_adds_the_precision(checkpoint: Path, 
         (["checkpoint", "-o", "bundle"], "--force"),
         (["bundle", "--inspect", "-o", "new"], "leave -o away"),
         (["checkpoint", "--inspect"], "checkpoint is not a folder"),
-        (["nothing", "--inspect"], "nothing does not exist"),
+        (["nothing", "--inspect"], "no bundle named 'nothing'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -15,7 +15,8 @@ import skimage.data
 from click.testing import CliRunner, Result
 
 from pcsr.runtime import Upscaler
-from pcsr.runtime.cli import main
+from pcsr.runtime.cli import default_output, main
+from pcsr.runtime.options import Options
 from pcsr.runtime.pictures import read_picture, write_picture
 
 PHOTO = skimage.data.coffee()[150:190, 200:253]
@@ -34,10 +35,10 @@ def upscale(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The installed command, as a process."""
     command = [COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
 
 
 def files(folder: Path) -> list[str]:
@@ -130,6 +131,8 @@ def test_json_is_one_object_with_all_there_is_to_know(photo: Path, small_bundle:
     assert (report["input"], report["output"]) == (str(photo), str(out))
     assert (report["size"], report["scale"], report["tile"]) == ("120x90", None, "53x40")
     assert (report["decision"]["kind"], report["decision"]["value"]) == ("budget", 0.25)
+    (threshold,) = report["decision"]["thresholds"]
+    assert 0 < threshold < 1
     assert sum(report["shares"]) == pytest.approx(1)
     assert report["shares"][1] == pytest.approx(0.25, abs=0.01)
     assert 0 < report["cost"]["macs"] < report["cost"]["macs_all_heavy"]
@@ -150,6 +153,29 @@ def test_json_stays_json_at_both_ends_of_the_dial(photo: Path, small_bundle: Pat
 
     report = json.loads(result.stdout, parse_constant=refuse)
     assert report["shares"] == [1 - float(budget), float(budget)]
+    assert (report["decision"]["thresholds"] == [None]) == (budget == "0")
+
+
+@pytest.mark.parametrize("rule", [("--adaptive",), ("--budget", "0.3"), ("--budget", "0"), ("--k", "0")])
+def test_three_classes_are_reported_by_number(
+    photo: Path, three_class_bundle: Path, rule: tuple[str, ...]
+) -> None:
+    out = photo.with_name("out.png")
+    asked = (photo, "-b", three_class_bundle, "-o", out, "-s", 2, *rule)
+    line = upscale(*asked)
+    assert line.exit_code == 0, line.stderr
+    result = upscale(*asked, "--json", "--force")
+    report = json.loads(result.stdout)
+    numbered = " ".join(f"class {j} {100 * share:.2f} %" for j, share in enumerate(report["shares"]))
+    assert line.stdout.startswith(f"{out} 106x80 {numbered} ")
+    thresholds = report["decision"]["thresholds"]
+    if rule[0] == "--k":
+        assert thresholds is None
+    elif rule[1:] == ("0",):
+        assert (thresholds, report["shares"]) == ([None, None], [1, 0, 0])
+    else:
+        assert thresholds == sorted(thresholds)
+        assert report["shares"][1] > 0
 
 
 def test_the_default_scale_is_four_and_the_log_says_so(photo: Path, small_bundle: Path) -> None:
@@ -157,6 +183,46 @@ def test_the_default_scale_is_four_and_the_log_says_so(photo: Path, small_bundle
     assert result.exit_code == 0, result.stderr
     assert " 212x160 " in result.stdout
     assert "upscaling by 4" in result.stderr
+
+
+def test_a_picture_alone_is_enough(photo: Path) -> None:
+    done = run("photo.png", cwd=photo.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("photo_x4.png 212x160 ")
+    assert "using carn, which ships with pcsr" in done.stderr
+    assert "upscaling by 4" in done.stderr
+    assert "writing photo_x4.png" in done.stderr
+    with Upscaler.open("carn") as upscaler:
+        expected = upscaler(PHOTO, scale=4)
+    np.testing.assert_array_equal(read_picture(photo.with_name("photo_x4.png")).pixels, expected.image)
+
+    photo.with_name("photo_x4.png").write_bytes(b"precious")
+    again = run("photo.png", cwd=photo.parent)
+    assert_failed(again, status=2, reason="photo_x4.png exists; give --force")
+    assert photo.with_name("photo_x4.png").read_bytes() == b"precious"
+    assert files(photo.parent) == ["photo.png", "photo_x4.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("photo.JPG", Options(scale=2.5), "photo_x2.5.JPG"),
+        ("a.b.webp", Options(size=(60, 64)), "a.b_64x60.webp"),
+        ("photo.gif", Options(scale=4), "photo_x4.png"),
+        ("photo", Options(scale=3.0), "photo_x3.png"),
+    ],
+)
+def test_the_default_output_lies_beside_the_input(name: str, options: Options, expected: str) -> None:
+    assert default_output(Path("pictures") / name, options) == Path("pictures") / expected
+
+
+def test_a_bundle_is_found_by_name(photo: Path) -> None:
+    result = upscale(photo, "-b", "fsrcnn", "-o", photo.with_name("out.png"))
+    assert result.exit_code == 0, result.stderr
+    assert "ships with pcsr" not in result.stderr
+    with Upscaler.open("fsrcnn") as upscaler:
+        expected = upscaler(PHOTO, scale=4)
+    np.testing.assert_array_equal(read_picture(photo.with_name("out.png")).pixels, expected.image)
 
 
 def test_class_map_and_overlay_are_written_beside_the_picture(photo: Path, small_bundle: Path) -> None:

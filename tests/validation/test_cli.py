@@ -52,8 +52,15 @@ def test_without_a_gate_it_reports_and_says_so(small_bundle: Path, photos: Path)
     result = validate(small_bundle, "--data", photos, "--limit", 1)
     assert (result.exit_code, last(result)) == (0, NOTHING)
     assert "one ×4 k=0" in result.stdout
+    assert "light / heavy %" in result.stdout
     assert "oracle" not in result.stdout.replace("Between runtime and oracle", "")
     assert "[2/2] two/crop ×4" in result.stderr
+
+
+def test_a_shipped_bundle_is_found_by_name_and_passes_against_its_network(photos: Path) -> None:
+    network = ROOT / "training" / "networks" / "fsrcnn.safetensors"
+    result = validate("fsrcnn", "-c", network, "--data", photos / "one", "-s", 3)
+    assert (result.exit_code, last(result)) == (0, "PASSED"), result.stderr
 
 
 def test_the_runtime_passes_against_its_own_checkpoint(
@@ -93,6 +100,27 @@ def test_the_runtime_passes_against_its_own_checkpoint(
     assert report["settings"]["scales"] == [2.5, 4.0]
     assert {"python", "numpy", "torch"} <= set(report["versions"])
     assert report["machine"]["processor"]
+
+
+def test_three_classes_pass_by_every_rule(three_class_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    checkpoint, report = three_class_bundle.parent / "random.safetensors", tmp_path / "r.json"
+    rules = ("--k", 0, "--adaptive", "--budget", 0, "--budget", 0.1, "--budget", 0.4, "--budget", 1)
+    result = validate(
+        three_class_bundle, "-c", checkpoint, "--data", photos / "two", "-s", 2, *rules, "--report", report
+    )
+    assert (result.exit_code, last(result)) == (0, "PASSED")
+    assert "class 0 / 1 / 2 %" in result.stdout
+    assert "light / heavy %" not in result.stdout
+    found = json.loads(report.read_text())["sets"]
+    for one in found:
+        assert one["fidelity"]["agreement"] > 99.9
+        assert sum(one["shares"]) == pytest.approx(1)
+    assert found[0]["pictures"][0]["thresholds"] is None
+    assert [len(one["pictures"][0]["thresholds"]) for one in found[1:]] == [2] * 5
+    assert found[2]["pictures"][0]["thresholds"] == [None, None]
+    flops = [one["flops"] for one in found[2:]]
+    shares = [(each - flops[0]) / (flops[-1] - flops[0]) for each in flops]
+    assert shares == pytest.approx([0, 0.1, 0.4, 1], abs=1e-3)
 
 
 @pytest.mark.parametrize("option", [("--refine",), ("--lr", "8bit")])
@@ -267,6 +295,17 @@ def test_the_regression_job_gates_each_bundle_by_its_own_baseline(
     assert lines[-3] == "first: PASSED"
     assert lines[-2].startswith("second: FAILED: one ×4 adaptive fell by 1.0000 dB")
     assert lines[-1] == "FAILED: second"
+
+
+def test_the_regression_job_gates_three_classes(
+    three_class_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    common = (three_class_bundle, "--data", photos / "one", "--baselines", tmp_path, "--budget", 0.3)
+    assert regression(*common, "--update")[0] == 0
+    status, lines = regression(*common)
+    assert (status, lines[-2:]) == (0, ["bundle: PASSED", "PASSED"])
+    kept = json.loads((tmp_path / "bundle.json").read_text())
+    assert [entry["rule"] for entry in kept["entries"]] == ["k=0", "adaptive", "budget=0.3"]
 
 
 def test_the_official_network_has_the_published_numbers(
