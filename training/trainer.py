@@ -123,7 +123,7 @@ def train(run: Run, state: State, tensors: dict[str, Tensor], log: Log) -> Path:
     log.write(
         "finished",
         steps_before(state.plan, state.at),
-        {"network": str(result), "hours": round(state.seconds / 3600, 3)},
+        {"network": result.name, "hours": round(state.seconds / 3600, 3)},
     )
     return result
 
