@@ -1,9 +1,11 @@
-"""`pcsr-export`: a checkpoint to a bundle, further precisions to a bundle, or what a bundle holds."""
+"""`pcsr-export`: a checkpoint to a bundle, further precisions or engines to a bundle, or what a bundle holds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pcsr.export.tensorrt.request import engine_options, parse_request
 from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.console import exit_on_error, start_logging
 from pcsr.runtime.errors import OptionError
@@ -28,13 +31,12 @@ __all__ = ["main"]
 )
 @click.option(
     "--precision",
-    default="fp32,fp16",
-    show_default=True,
-    help="Precisions the bundle shall have, comma-separated.",
+    help="Precisions the bundle shall have, and engines are built for.  [default: fp32,fp16; engines: the bundle's]",
 )
 @click.option(
     "--force", is_flag=True, help="Replace a bundle that is damaged or of another checkpoint, wholly."
 )
+@engine_options
 @click.option("--inspect", is_flag=True, help="Only show what the bundle INPUT holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Log details.")
@@ -43,17 +45,19 @@ def main(
     source: str,
     output: str | None,
     onnx: bool,
-    precision: str,
+    precision: str | None,
     force: bool,
     inspect: bool,
     as_json: bool,
     verbose: bool,
+    **engine_choices: Any,
 ) -> None:
     """Turn a trained PCSR network into a bundle that runs without PyTorch.
 
     INPUT is a checkpoint (the authors' .pth, or .safetensors), an existing bundle, or the name of one that
     ships with pcsr. Every graph is compared with PyTorch in ONNX Runtime before anything is written. Onto an
-    existing bundle, the same checkpoint adds what is missing and keeps the rest.
+    existing bundle, the same checkpoint adds what is missing and keeps the rest. With --trt or --trt-rtx the
+    bundle's graphs are then built into engines; those that fit are kept.
 
     Status: 0 done or nothing to do, 2 nothing was tried, 3 a check failed, 130 interrupted.
     """
@@ -61,21 +65,41 @@ def main(
     # Empty is what a shell makes of a variable that is not set; a path would take it for this folder.
     if not source or output == "":
         raise OptionError("INPUT or -o is empty; name a checkpoint or bundle, and the bundle to write")
+    request = parse_request(**engine_choices)
     if inspect:
-        if output is not None:
-            raise OptionError("--inspect only shows what INPUT holds; leave -o away")
+        if output is not None or request is not None:
+            raise OptionError("--inspect only shows what INPUT holds; leave -o away, and options of engines")
         _show(read_bundle(find_bundle(source)), as_json)
         return
     # A name that is no shipped bundle's may still be a checkpoint's.
-    place = find_bundle(source) if source in shipped_bundles() else Path(source)
-    if output is None:
-        if not Path(source).is_dir():
-            raise OptionError(f"name the bundle to write: pcsr-export {source} -o BUNDLE")
-        output = source
-    outcome = _export(place, Path(output), precision, force)
+    shipped = source in shipped_bundles()
+    place = find_bundle(source) if shipped else Path(source)
+    wanted = None if precision is None else [name.strip() for name in precision.split(",") if name.strip()]
+    if request is not None:
+        # Before an export that takes long: what is missing for the engines would be missing after it.
+        _engine_command().check_ready(request)
+    report: dict[str, Any] = {}
+    if request is None or output or force or not place.is_dir() or _lacks(place, wanted, shipped):
+        if output is None:
+            if not Path(source).is_dir():
+                raise OptionError(f"name the bundle to write: pcsr-export {source} -o BUNDLE")
+            output = source
+        report = _export(place, Path(output), wanted, force)
+        place = Path(output)
+        if not as_json:
+            _say(report, output)
+    if request is not None:
+        engines = _engine_command().run_request(read_bundle(place), request, wanted, as_json=as_json)
+        report |= {"bundle": str(place), **engines}
     if as_json:
-        click.echo(json.dumps(outcome))
-        return
+        click.echo(json.dumps(report))
+
+
+def _kept(kept: list[str]) -> str:
+    return f", kept {', '.join(kept)}" if kept else ""
+
+
+def _say(outcome: Mapping[str, Any], output: str) -> None:
     if not outcome["written"]:
         click.echo(f"{output}: nothing to do, it has {', '.join(outcome['kept'])}")
         return
@@ -89,17 +113,27 @@ def main(
         click.echo(f"  fp16 (emulated): largest magnitude {value:.4g} of 65504, in {tensor}")
 
 
-def _kept(kept: list[str]) -> str:
-    return f", kept {', '.join(kept)}" if kept else ""
+def _lacks(place: Path, wanted: Sequence[str] | None, shipped: bool) -> bool:
+    """Whether a bundle of the user's own lacks a precision: that one is exported first."""
+    return not shipped and not set(wanted or ()) <= set(read_bundle(place).precisions)
 
 
-def _export(source: Path, output: Path, precision: str, force: bool) -> dict[str, Any]:
+def _engine_command() -> ModuleType:
     try:
-        from pcsr.export.pipeline import export_bundle
+        from pcsr.export.tensorrt import command
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            f"engines need {error.name}; run: pip install 'pcsr[trt]' for TensorRT, or 'pcsr[trt-rtx]'"
+        ) from error
+    return command
+
+
+def _export(source: Path, output: Path, wanted: Sequence[str] | None, force: bool) -> dict[str, Any]:
+    try:
+        from pcsr.export.pipeline import PRECISIONS, export_bundle
     except ModuleNotFoundError as error:
         raise OptionError(f"exporting needs {error.name}; run: pip install 'pcsr[export,cpu]'") from error
-    wanted = [name.strip() for name in precision.split(",") if name.strip()]
-    outcome = export_bundle(source, output, precisions=wanted, force=force)
+    outcome = export_bundle(source, output, precisions=PRECISIONS if wanted is None else wanted, force=force)
     return {
         "bundle": str(output),
         "written": list(outcome.written),

@@ -67,12 +67,15 @@ class Tile:
     hr: Region
 
 
-def plan_tiles(rows: Axis, columns: Axis, side: int, *, halo: int) -> list[Tile]:
-    """Tiles of `side` by `side` input pixels, the last of a row and column smaller; in reading order."""
+def plan_tiles(rows: Axis, columns: Axis, side: int | tuple[int, int], *, halo: int) -> list[Tile]:
+    """Tiles of `side` input pixels (rows and columns, or the same for both), the last smaller; in reading order."""
+    down, across = (side, side) if isinstance(side, int) else side
     return [
-        _tile(rows, columns, Region(top, min(top + side, rows.lr), left, min(left + side, columns.lr)), halo)
-        for top in range(0, rows.lr, side)
-        for left in range(0, columns.lr, side)
+        _tile(
+            rows, columns, Region(top, min(top + down, rows.lr), left, min(left + across, columns.lr)), halo
+        )
+        for top in range(0, rows.lr, down)
+        for left in range(0, columns.lr, across)
     ]
 
 
