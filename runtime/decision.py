@@ -21,6 +21,7 @@ __all__ = [
     "ALL_LIGHT",
     "Thresholds",
     "adaptive_thresholds",
+    "argmax_weights",
     "budget_thresholds",
     "classes_by_k",
     "classes_by_thresholds",
@@ -86,11 +87,17 @@ def classes_by_k(
         k: the exponent.
         costs: M normalised costs.
     """
-    # Relative to the largest weight and by logarithms: no power of k overflows.
-    log_weight = -k * np.log(np.asarray(costs, dtype=np.float64))
-    weight = np.exp(log_weight - log_weight.max()).astype(np.float32)
+    weight = argmax_weights(k, costs)
     classes: NDArray[np.uint8] = np.argmax(probability * weight[None, :, None], axis=1).astype(np.uint8)
     return classes
+
+
+def argmax_weights(k: float, costs: Sequence[np.float32]) -> NDArray[np.float32]:
+    """What the M probabilities are multiplied by under k: 1 / cost^k, relative to the largest."""
+    # By logarithms: no power of k overflows.
+    log_weight = -k * np.log(np.asarray(costs, dtype=np.float64))
+    weight: NDArray[np.float32] = np.exp(log_weight - log_weight.max()).astype(np.float32)
+    return weight
 
 
 def adaptive_thresholds(values: Values, classes: int, *, map_spans: Map = map) -> Thresholds:

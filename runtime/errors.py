@@ -7,6 +7,7 @@ PcsrError
 ├ PictureError         a picture cannot be read, upscaled or written
 ├ BackendError         a backend is missing, broken, or did not give what was asked for
 ├ MemoryLimitError     the memory limit cannot hold the smallest piece of work
+│ └ DeviceMemoryError  the same on a GPU, or it has run out of memory
 ├ CheckError           a check of exactness or accuracy failed
 ├ TrainingError        a training run cannot go on; its last good state is kept
 ├ CancelledError       the caller's progress callback asked to stop
@@ -22,6 +23,7 @@ __all__ = [
     "CheckError",
     "CheckpointError",
     "ClosedError",
+    "DeviceMemoryError",
     "MemoryLimitError",
     "OptionError",
     "PcsrError",
@@ -56,6 +58,10 @@ class BackendError(PcsrError):
 
 class MemoryLimitError(PcsrError):
     """The memory limit cannot hold the smallest piece of work."""
+
+
+class DeviceMemoryError(MemoryLimitError):
+    """A GPU's memory, or the limit of it, cannot hold the smallest piece of work."""
 
 
 class CheckError(PcsrError):

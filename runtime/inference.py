@@ -33,12 +33,13 @@ from pcsr.runtime.decision import (
     difficulty,
     threshold_by_k,
 )
-from pcsr.runtime.errors import CancelledError
+from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import axis, output_size, scale_key
 from pcsr.runtime.options import Decision, Options, Progress, Result
+from pcsr.runtime.progress import ShareDone
 from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, plan_tiles
 
-__all__ = ["Inference", "Resources"]
+__all__ = ["HostRoad", "Inference", "Resources"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,34 @@ class Resources:
     tile: int | None
 
 
+class HostRoad:
+    """Runs pictures through a host backend; see `Road`."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def prepare(self, picture: Any, options: Options, *, stream: Any = None) -> NDArray[Any]:
+        """Check the picture."""
+        compose.check_picture(picture)
+        if stream is not None:
+            raise OptionError("a stream goes with a picture on the device; this backend computes on the host")
+        checked: NDArray[Any] = picture
+        return checked
+
+    def compute(self, prepared: NDArray[Any], options: Options, progress: Progress | None) -> Result:
+        """Upscale it."""
+        return Inference(self._resources, prepared, options, progress).run()
+
+    def deliver(self, computed: Result) -> Result:
+        """It is there already."""
+        return computed
+
+    def close(self) -> None:
+        """Release workers and graphs."""
+        self._resources.pool.shutdown()
+        self._resources.backend.close()
+
+
 class Inference:
     """One picture on its way."""
 
@@ -96,7 +125,7 @@ class Inference:
         # (rows, columns) classes of an output region; known once the rule has decided.
         self.classes: Callable[[Tables, Region], NDArray[np.uint8]]
         sweeps = 1 if options.kind == "k" else 2
-        self.progress = _Progress(progress, h * w, sweeps * self.size[0] * self.size[1])
+        self.progress = ShareDone(progress, h * w, sweeps * self.size[0] * self.size[1])
 
     def run(self) -> Result:
         started = time.perf_counter()
@@ -279,29 +308,3 @@ class Inference:
         spent = (time.perf_counter() - started) / (threads or self.resources.threads)
         with self.adding:
             self.seconds[stage] += spent
-
-
-class _Progress:
-    """Share of the work done, told to the caller; the backbone counts as much as one sweep over the output."""
-
-    def __init__(self, callback: Progress | None, inputs: int, outputs: int) -> None:
-        self._callback = callback
-        self._inputs, self._outputs = inputs, outputs
-        self._seen_inputs = self._seen_outputs = 0
-
-    def add_input(self, pixels: int) -> None:
-        self._seen_inputs += pixels
-        self._tell()
-
-    def add_output(self, pixels: int) -> None:
-        self._seen_outputs += pixels
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._callback is None:
-            return
-        # Windows overlap, so input pixels can be seen more often than there are.
-        inputs = min(self._seen_inputs / self._inputs, 1.0)
-        answer = self._callback(0.5 * inputs + 0.5 * self._seen_outputs / self._outputs)
-        if isinstance(answer, bool | np.bool_) and not answer:
-            raise CancelledError("the progress callback cancelled the picture")

@@ -127,6 +127,7 @@ class Result:
         backend: what ran, like "onnxruntime".
         provider: the execution provider that ran, like "CPUExecutionProvider".
         precision: "fp32" or "fp16".
+        redone_tiles: tiles done again in fp32, because fp16 gave values that are not finite.
     """
 
     image: NDArray[Any]
@@ -139,3 +140,4 @@ class Result:
     backend: str
     provider: str
     precision: str
+    redone_tiles: int = 0

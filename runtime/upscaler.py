@@ -12,13 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pcsr.runtime.backends import Backend, open_backend
+from pcsr.runtime.backends import Backend, DeviceBackend, Road, Wanted, open_backend
 from pcsr.runtime.bundle import Bundle, read_bundle
-from pcsr.runtime.compose import check_picture
 from pcsr.runtime.errors import ClosedError, OptionError
-from pcsr.runtime.inference import Inference, Resources
+from pcsr.runtime.inference import HostRoad, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.options import Options, Progress, Result
 from pcsr.runtime.shipped import find_bundle
@@ -35,24 +33,38 @@ class Upscaler:
     Attributes:
         bundle: what runs.
         threads: worker threads, shared by all calls.
-        memory_limit: bytes that one call may take, its picture and result included.
+        memory_limit: bytes that one call may take, its picture and result included; on a device, all calls
+            together.
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, *, threads: int, memory_limit: int, tile: int | None = None
+        self,
+        bundle: Bundle,
+        backend: Backend | DeviceBackend,
+        *,
+        threads: int,
+        memory_limit: int,
+        tile: int | None = None,
     ) -> None:
         """Take over an opened backend; most callers want `Upscaler.open`."""
         self.bundle = bundle
         self.threads = threads
-        self.memory_limit = memory_limit
-        self._resources = Resources(
-            backend=backend,
-            manifest=bundle.manifest,
-            pool=ThreadPoolExecutor(threads, thread_name_prefix="pcsr"),
-            threads=threads,
-            memory_limit=memory_limit,
-            tile=tile,
-        )
+        self._backend = backend
+        self._road: Road
+        if isinstance(backend, DeviceBackend):
+            self.memory_limit = backend.memory_limit
+            self._road = backend
+        else:
+            self.memory_limit = memory_limit
+            self._resources = Resources(
+                backend=backend,
+                manifest=bundle.manifest,
+                pool=ThreadPoolExecutor(threads, thread_name_prefix="pcsr"),
+                threads=threads,
+                memory_limit=memory_limit,
+                tile=tile,
+            )
+            self._road = HostRoad(self._resources)
         self._idle = threading.Condition()
         self._running = 0
         self._callers: set[int] = set()
@@ -69,6 +81,7 @@ class Upscaler:
         threads: int | None = None,
         memory_limit: int | None = None,
         tile: int | None = None,
+        engine_cache: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a bundle for upscaling.
 
@@ -76,10 +89,13 @@ class Upscaler:
             bundle: name of a bundle that ships with pcsr, like "carn", or a folder made by `pcsr-export`.
             device: "cpu", "cuda" or "cuda:<index>".
             precision: "fp32", "fp16", or "auto": the fastest in the bundle for the backend.
-            backend: "onnxruntime", or "auto": the fastest that is installed.
+            backend: "tensorrt", "onnxruntime", or "auto": the fastest that works on the device; what is left
+                out is logged with the reason.
             threads: worker threads, at most 512; None: the cores this process may use.
-            memory_limit: bytes that one call may take; None: half of the memory this process can have.
+            memory_limit: bytes that one call may take; None: half of the memory this process can have. With
+                tensorrt, bytes of the device's memory that all calls together may take; None: three quarters.
             tile: side of the tiles in input pixels, 16 or more; None: by the memory limit.
+            engine_cache: folder to look for engines in; None: those in the bundle, then the user's cache folder.
 
         Raises:
             BundleError: no bundle there, or a damaged one, or it lacks the precision.
@@ -92,38 +108,39 @@ class Upscaler:
         threads = usable_cores() if threads is None else threads
         if not 1 <= threads <= MAX_THREADS:
             raise OptionError(f"threads is {threads}; it must be between 1 and {MAX_THREADS}")
-        memory_limit = total_memory() // 2 if memory_limit is None else memory_limit
-        if memory_limit < 1:
+        if memory_limit is not None and memory_limit < 1:
             raise OptionError(f"memory_limit is {memory_limit}; it must be a positive number of bytes")
         if tile is not None and tile < 16:
             raise OptionError(f"tile is {tile}; it must be 16 input pixels or more")
         opened = read_bundle(find_bundle(bundle))
-        ran = open_backend(opened, backend=backend, device=device, precision=precision, threads=threads)
+        wanted = Wanted(device, precision, threads, memory_limit, tile, engine_cache)
+        ran = open_backend(opened, wanted, backend=backend)
+        memory_limit = total_memory() // 2 if memory_limit is None else memory_limit
         return cls(opened, ran, threads=threads, memory_limit=memory_limit, tile=tile)
 
     @property
     def backend(self) -> str:
         """Name of the backend that runs."""
-        return self._resources.backend.name
+        return self._backend.name
 
     @property
     def provider(self) -> str:
         """Execution provider that runs."""
-        return self._resources.backend.provider
+        return self._backend.provider
 
     @property
     def precision(self) -> str:
         """Precision of the graphs that run."""
-        return self._resources.backend.precision
+        return self._backend.precision
 
     @property
     def device(self) -> str:
         """Device that was asked for."""
-        return self._resources.backend.device
+        return self._backend.device
 
     def __call__(
         self,
-        picture: NDArray[Any],
+        picture: Any,
         *,
         scale: float | None = None,
         size: tuple[int, int] | None = None,
@@ -132,12 +149,14 @@ class Upscaler:
         budget: float | None = None,
         refine: bool = False,
         progress: Progress | None = None,
+        stream: Any = None,
     ) -> Result:
         """Upscale a picture.
 
         Args:
             picture: (h, w), (h, w, 1), (h, w, 3) RGB or (h, w, 4) RGBA; uint8, uint16, or float32 (0 to 1
-                nominal, not clipped). Alpha is interpolated bilinearly.
+                nominal, not clipped). Alpha is interpolated bilinearly. A NumPy array, or with a backend that
+                works on a device an array there (`__cuda_array_interface__` or DLPack): so is the result then.
             scale: real magnification, 1 or more.
             size: output (H, W) instead.
             k: see `Options`; with none of k, adaptive and budget, k = 0.
@@ -145,48 +164,66 @@ class Upscaler:
             budget: see `Options`.
             refine: see `Options`.
             progress: called with the share done, in this thread; returning False cancels.
+            stream: with a picture on the device, the CUDA stream that it is ready on; None: the default one.
 
         Raises:
             OptionError: contradictory or meaningless options, or a budget that `Options` says cannot be spent.
             PictureError: not a picture.
-            MemoryLimitError: the limit cannot hold the picture and the smallest tile.
+            MemoryLimitError: the limit cannot hold the picture and the smallest tile, or (`DeviceMemoryError`)
+                the device cannot.
             CancelledError: `progress` returned False.
             ClosedError: after `close`.
         """
         options = Options(scale=scale, size=size, k=k, adaptive=adaptive, budget=budget, refine=refine)
-        check_picture(picture)
         with self._in_use():
-            return Inference(self._resources, picture, options, progress).run()
+            prepared = self._road.prepare(picture, options, stream=stream)
+            return self._road.deliver(self._road.compute(prepared, options, progress))
 
-    def map(self, pictures: Iterable[NDArray[Any]], **options: Any) -> Iterator[Result]:
+    def map(
+        self, pictures: Iterable[Any], *, progress: Progress | None = None, **options: Any
+    ) -> Iterator[Result]:
         """Upscale pictures one after another, in order, with the same options as a call.
 
         The next picture is taken from the iterable, in the caller's thread, while one is being computed in
-        another, so reading and computing overlap; no more than that one is held ahead. A progress callback is
-        called in that other thread.
+        another, so reading and computing overlap; no more than that one is held ahead. On a device its upload
+        begins then too, before the download of the one that is computed. A progress callback is called in that
+        other thread.
 
         Raises:
             What a call raises, when that picture's turn comes, and what the iterable raises, after the results
             of the pictures before; either ends the iteration.
         """
-        rest = iter(pictures)
+        rest, stream = iter(pictures), options.pop("stream", None)
+        asked = Options(**options)
+
+        def compute(prepared: Any) -> Any:
+            with self._in_use():
+                return self._road.compute(prepared, asked, progress)
+
         with ThreadPoolExecutor(1, thread_name_prefix="pcsr-map") as ahead:
-            pending: list[Future[Result]] = []
+            pending: list[Future[Any]] = []
             failed: Exception | None = None
             while failed is None:
                 try:
-                    pending.append(ahead.submit(self, next(rest), **options))
+                    picture = next(rest)
+                    with self._in_use():
+                        prepared = self._road.prepare(picture, asked, stream=stream)
+                    pending.append(ahead.submit(compute, prepared))
                 except StopIteration:
                     break
-                except Exception as error:  # whatever the caller's iterable raises
+                except Exception as error:  # whatever the caller's iterable raises, or the picture
                     failed = error
                 else:
                     if len(pending) == 2:
-                        yield pending.pop(0).result()
+                        yield self._deliver(pending.pop(0).result())
             if pending:
-                yield pending.pop().result()
+                yield self._deliver(pending.pop().result())
             if failed is not None:
                 raise failed
+
+    def _deliver(self, computed: Any) -> Result:
+        with self._in_use():
+            return self._road.deliver(computed)
 
     def warmup(self, size: tuple[int, int], *, scale: float = 4) -> None:
         """Run once on a grey picture of (h, w), so that the first real one pays for no set-up."""
@@ -208,8 +245,7 @@ class Upscaler:
                 return
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0)
-        self._resources.pool.shutdown()
-        self._resources.backend.close()
+        self._road.close()
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,21 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 
 # Too heavy, or an extra, for everyone who only wants to upscale an array.
-NOT_ON_IMPORT = ("torch", "onnx", "onnxruntime", "pyvips", "rich", "click", "cupy", "skimage", "scipy")
+NOT_ON_IMPORT = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "pyvips",
+    "rich",
+    "click",
+    "cupy",
+    "skimage",
+    "scipy",
+    "tensorrt",
+    "tensorrt_rtx_bindings",
+    "polygraphy",
+    "platformdirs",
+)
 
 # The standard library, and what the base install or the room's own extra has; see pyproject.toml.
 PACKAGES: dict[str, set[str]] = {
@@ -35,6 +49,8 @@ PACKAGES: dict[str, set[str]] = {
         "click",
         "onnxruntime",
         "tensorrt",
+        "tensorrt_rtx_bindings",
+        "platformdirs",
         "cupy",
         "av",
     },

@@ -1,9 +1,9 @@
 """Engines behind one small protocol: what runs the graphs of a bundle.
 
-`open_backend` picks by name; `Backend` is what the upscaler asks of any of them.
+`open_backend` picks by name; `protocol` says what the upscaler asks of them.
 """
 
-from pcsr.runtime.backends.choice import BACKENDS, open_backend
-from pcsr.runtime.backends.protocol import Backend, Tables
+from pcsr.runtime.backends.choice import BACKENDS, Wanted, open_backend
+from pcsr.runtime.backends.protocol import Backend, DeviceBackend, Road, Tables
 
-__all__ = ["BACKENDS", "Backend", "Tables", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "DeviceBackend", "Road", "Tables", "Wanted", "open_backend"]

@@ -3,31 +3,75 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from pcsr.runtime.backends.onnxruntime import open_onnxruntime
-from pcsr.runtime.backends.protocol import Backend
+from pcsr.runtime.backends.onnxruntime import open_onnxruntime, parse_device
+from pcsr.runtime.backends.protocol import Backend, DeviceBackend
+from pcsr.runtime.backends.tensorrt import open_tensorrt
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import OptionError
+from pcsr.runtime.errors import BackendError, OptionError
 
-__all__ = ["BACKENDS", "open_backend"]
+__all__ = ["BACKENDS", "Wanted", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16")
 
-# Fastest first: "auto" takes the first.
-BACKENDS = {"onnxruntime": open_onnxruntime}
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a backend is opened for.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:<index>".
+        precision: of the bundle, or "auto": the fastest the bundle has for this backend and device.
+        threads: worker threads that will call a host backend at once.
+        memory_limit: bytes of a device's memory for all pictures under way; None: the backend's own limit.
+        tile: largest side of tiles in input pixels; None: by memory.
+        engine_cache: the only folder of engines, where one is named.
+    """
+
+    device: str
+    precision: str
+    threads: int
+    memory_limit: int | None = None
+    tile: int | None = None
+    engine_cache: str | os.PathLike[str] | None = None
 
 
-def open_backend(bundle: Bundle, *, backend: str, device: str, precision: str, threads: int) -> Backend:
+def _open_tensorrt(bundle: Bundle, wanted: Wanted) -> DeviceBackend:
+    return open_tensorrt(
+        bundle,
+        device=wanted.device,
+        precision=wanted.precision,
+        memory_limit=wanted.memory_limit,
+        tile=wanted.tile,
+        engine_cache=wanted.engine_cache,
+    )
+
+
+def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend:
+    return open_onnxruntime(bundle, device=wanted.device, precision=wanted.precision, threads=wanted.threads)
+
+
+# Fastest first: "auto" takes the first that works on the device.
+BACKENDS: Mapping[str, Callable[[Bundle, Wanted], Backend | DeviceBackend]] = {
+    "tensorrt": _open_tensorrt,
+    "onnxruntime": _open_onnxruntime,
+}
+# On the processor there is one.
+ON_CPU = "onnxruntime"
+
+
+def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | DeviceBackend:
     """Open a bundle's graphs.
 
     Args:
         bundle: whose graphs to run.
-        backend: a name, or "auto".
-        device: "cpu", "cuda" or "cuda:<index>".
-        precision: of the bundle, or "auto": the fastest the bundle has for this backend and device.
-        threads: worker threads that will call the backend at once.
+        wanted: where and how.
+        backend: a name, or "auto". What "auto" leaves out on a GPU, and why, is logged.
 
     Raises:
         OptionError: no such backend, device or precision.
@@ -36,11 +80,22 @@ def open_backend(bundle: Bundle, *, backend: str, device: str, precision: str, t
     """
     if backend != "auto" and backend not in BACKENDS:
         raise OptionError(f"no backend is named {backend!r}; choose one of: auto, {', '.join(BACKENDS)}")
-    if precision not in ("auto", *PRECISIONS):
+    if wanted.precision not in ("auto", *PRECISIONS):
         raise OptionError(
-            f"no precision is named {precision!r}; choose one of: auto, {', '.join(PRECISIONS)}"
+            f"no precision is named {wanted.precision!r}; choose one of: auto, {', '.join(PRECISIONS)}"
         )
-    chosen = next(iter(BACKENDS)) if backend == "auto" else backend
-    opened = BACKENDS[chosen](bundle, device=device, precision=precision, threads=threads)
+    kind, _ = parse_device(wanted.device)
+    fitting = list(BACKENDS) if kind == "cuda" else [ON_CPU]
+    *others, last = fitting if backend == "auto" else [backend]
+    opened = next((found for name in others if (found := _try(bundle, wanted, name)) is not None), None)
+    opened = opened or BACKENDS[last](bundle, wanted)
     logger.info("running %s in %s by %s, %s", bundle.path, opened.precision, opened.name, opened.provider)
     return opened
+
+
+def _try(bundle: Bundle, wanted: Wanted, name: str) -> Backend | DeviceBackend | None:
+    try:
+        return BACKENDS[name](bundle, wanted)
+    except BackendError as error:
+        logger.info("not running by %s: %s", name, error)
+        return None

@@ -15,7 +15,7 @@ from pcsr.runtime.backends.graphs import GraphBackend, Run
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, OptionError
 
-__all__ = ["open_model", "open_onnxruntime"]
+__all__ = ["open_model", "open_onnxruntime", "parse_device"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Measured (docs/performance.md): blocks of 8k to 32k pixels and chunks of 2k to 4k rows are equally fast.
@@ -26,7 +26,7 @@ CUDA_BLOCK, CUDA_CHUNK = 1 << 20, 1 << 20
 
 def open_onnxruntime(bundle: Bundle, *, device: str, precision: str, threads: int) -> GraphBackend:
     """Open a bundle's graphs in ONNX Runtime; arguments and errors as for `open_backend`."""
-    kind, index = _parse_device(device)
+    kind, index = parse_device(device)
     provider = PROVIDERS[kind]
     if precision == "auto":
         precision = _fastest(bundle, kind)
@@ -70,7 +70,8 @@ def open_model(model: bytes, where: str, *, threads: int = 1) -> Run:
     return lambda feed: session.run(None, feed)
 
 
-def _parse_device(device: str) -> tuple[str, int]:
+def parse_device(device: str) -> tuple[str, int]:
+    """Kind, "cpu" or "cuda", and index of a device; OptionError if it is named otherwise."""
     kind, colon, index = device.partition(":")
     if kind not in PROVIDERS or (colon and (kind == "cpu" or not index.isdecimal())):
         raise OptionError(f"no device is named {device!r}; use cpu, cuda or cuda:<index>")

@@ -1,17 +1,23 @@
-"""What the upscaler asks of a backend."""
+"""What the upscaler asks of a backend. There are two kinds.
+
+A host backend runs the networks, on arrays of the host; everything between them is the upscaler's (`inference`). A
+device backend takes the picture to a device and does it all there; it is a `Road`, and so is what the upscaler makes
+of a host backend.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.geometry import Axis
+from pcsr.runtime.options import Options, Progress, Result
 from pcsr.runtime.tiling import Region
 
-__all__ = ["Backend", "Tables"]
+__all__ = ["Backend", "DeviceBackend", "Road", "Tables"]
 
 Float = NDArray[np.float32]
 
@@ -74,3 +80,43 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what it holds."""
+
+
+class Road(Protocol):
+    """A picture's way from the caller and back, in three steps, so that those of successive pictures overlap."""
+
+    def prepare(self, picture: Any, options: Options, *, stream: Any = None) -> Any:
+        """Check a picture, and begin to bring it to where it is computed. Does not wait.
+
+        Raises:
+            PictureError: not a picture.
+            OptionError: a stream where none is of use.
+        """
+
+    def compute(self, prepared: Any, options: Options, progress: Progress | None) -> Any:
+        """Upscale what was prepared; where it fails, nothing is left to deliver."""
+
+    def deliver(self, computed: Any) -> Result:
+        """Bring the result to the caller."""
+
+    def close(self) -> None:
+        """Release everything; nothing may be under way."""
+
+
+@runtime_checkable
+class DeviceBackend(Road, Protocol):
+    """Does pictures on a device. Safe to call from several threads.
+
+    Attributes:
+        name: of the backend.
+        provider: what runs the graphs.
+        precision: of them.
+        device: where.
+        memory_limit: bytes of the device's memory that all pictures under way take together.
+    """
+
+    name: str
+    provider: str
+    precision: str
+    device: str
+    memory_limit: int

@@ -16,8 +16,8 @@ from pcsr.runtime.errors import BackendError, OptionError
 
 
 def test_an_unknown_backend_or_device_is_refused_with_the_choices(small_bundle: Path) -> None:
-    with pytest.raises(OptionError, match="'tensorrt'; choose one of: auto, onnxruntime"):
-        Upscaler.open(small_bundle, backend="tensorrt")
+    with pytest.raises(OptionError, match="'openvino'; choose one of: auto, tensorrt, onnxruntime"):
+        Upscaler.open(small_bundle, backend="openvino")
     for device in ("gpu", "cuda:x", "cpu:0", "cuda:", ""):
         with pytest.raises(OptionError, match="use cpu, cuda or cuda:<index>"):
             Upscaler.open(small_bundle, device=device)

@@ -1,0 +1,471 @@
+"""What each kernel does, in NumPy: the same names, parameters and results.
+
+A twin takes the kernel's arrays flat, as the kernel sees memory, and writes to those that the kernel writes to.
+They say what the kernels mean and stand in for them in tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcsr.runtime.device.kernels import CHUNK
+from pcsr.runtime.distribution import rounded_up
+
+__all__ = ["TWINS"]
+
+Array = NDArray[Any]
+Twin = Callable[..., None]
+
+FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+PIVOTS = 3
+INFINITE = np.float32(np.inf)
+
+
+def _level(values: Array) -> Array:
+    if values.dtype == np.float32:
+        return values
+    return values.astype(np.float32) / np.float32(FULL_SCALE[values.dtype])
+
+
+def window(
+    classes: int,
+    picture: Array,
+    width: int,
+    channels: int,
+    top: int,
+    left: int,
+    rows: int,
+    columns: int,
+    lr: Array,
+) -> None:
+    """A window of the picture as planar RGB."""
+    pixels = picture[: picture.size // (width * channels) * width * channels].reshape(-1, width, channels)
+    part = pixels[top : top + rows, left : left + columns]
+    rgb = np.repeat(part, 3, axis=2) if channels == 1 else part[..., :3]
+    lr[: 3 * rows * columns] = _level(rgb).transpose(2, 0, 1).reshape(-1)
+
+
+def axis_terms(
+    classes: int,
+    relative: Array,
+    slope: Array,
+    constant: Array,
+    n: int,
+    channels: int,
+    across: int,
+    terms: Array,
+) -> None:
+    """Terms of n positions of an axis."""
+    made = relative[:n, None] * slope[:channels] + constant[:channels]
+    terms[: n * channels] = (made.T if across else made).reshape(-1)
+
+
+def shift_indices(classes: int, nearest: Array, n: int, first: int, indices: Array) -> None:
+    """Indices into a table that begins later."""
+    indices[:n] = nearest[:n] - np.int32(first)
+
+
+def find_nonfinite_float32(classes: int, values: Array, n: int, flag: Array) -> None:
+    """Raise the flag where a value is NaN or infinite."""
+    flag[0] |= not np.isfinite(values[:n]).all()
+
+
+def find_nonfinite_float16(classes: int, values: Array, n: int, flag: Array) -> None:
+    """The same for half precision."""
+    flag[0] |= not np.isfinite(values[:n].view(np.float16)).all()
+
+
+def _planes(classes: int, probability: Array, rows: int, columns: int) -> Array:
+    planes = 1 if classes == 2 else classes
+    return probability[: rows * planes * columns].reshape(rows, planes, columns)
+
+
+def _difficulty(classes: int, probability: Array, rows: int, columns: int) -> Array:
+    p = _planes(classes, probability, rows, columns)
+    if classes == 2:
+        return p[:, 0]
+    expected: Array = p[:, 1].copy()
+    for j in range(2, classes):
+        expected += np.float32(j) * p[:, j]
+    return expected
+
+
+def _classes(difficulty: Array, thresholds: Array, classes: int) -> Array:
+    reached: Array = (difficulty[..., None] >= thresholds[: classes - 1]).sum(axis=-1, dtype=np.uint8)
+    return reached
+
+
+def store_difficulties(
+    classes: int,
+    probability: Array,
+    rows: int,
+    columns: int,
+    width: int,
+    top: int,
+    left: int,
+    difficulties: Array,
+) -> None:
+    """Difficulties of a region to their place in the picture's."""
+    store = difficulties[: difficulties.size // width * width].reshape(-1, width)
+    store[top : top + rows, left : left + columns] = _difficulty(classes, probability, rows, columns)
+
+
+def classes_by_thresholds(
+    classes: int, probability: Array, rows: int, columns: int, thresholds: Array, out: Array
+) -> None:
+    """Classes of a region by its probabilities."""
+    found = _classes(_difficulty(classes, probability, rows, columns), thresholds, classes)
+    out[: rows * columns] = found.reshape(-1)
+
+
+def classes_of_region(
+    classes: int,
+    difficulties: Array,
+    width: int,
+    top: int,
+    left: int,
+    rows: int,
+    columns: int,
+    thresholds: Array,
+    out: Array,
+) -> None:
+    """The same from the picture's difficulties."""
+    store = difficulties[: difficulties.size // width * width].reshape(-1, width)
+    found = _classes(store[top : top + rows, left : left + columns], thresholds, classes)
+    out[: rows * columns] = found.reshape(-1)
+
+
+def classes_by_argmax(
+    classes: int, probability: Array, rows: int, columns: int, weights: Array, out: Array
+) -> None:
+    """The class whose probability times weight is the greatest, the first of equal ones."""
+    weighted = _planes(classes, probability, rows, columns) * weights[None, :classes, None]
+    out[: rows * columns] = weighted.argmax(axis=1).astype(np.uint8).reshape(-1)
+
+
+def _key(value: float) -> int:
+    bits = int(np.float32(value).view(np.uint32))
+    return bits ^ 0xFFFFFFFF if bits & 0x80000000 else bits | 0x80000000
+
+
+def _value(key: int) -> float:
+    bits = key & 0x7FFFFFFF if key & 0x80000000 else key ^ 0xFFFFFFFF
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _fixed_point(values: Array, unit: float) -> NDArray[np.int64]:
+    fixed: NDArray[np.int64] = np.rint(values.astype(np.float64) * unit).astype(np.int64)
+    return fixed
+
+
+def find_extremes(classes: int, values: Array, n: int, unit: float, extremes: Array, total: Array) -> None:
+    """Extremes as keys, and the fixed-point sum."""
+    extremes[0] = min(int(extremes[0]), _key(values[:n].min()))
+    extremes[1] = max(int(extremes[1]), _key(values[:n].max()))
+    total[0] = (int(total[0]) + int(_fixed_point(values[:n], unit).sum())) % (1 << 64)
+
+
+def _place_thresholds(centres: Array, thresholds: Array, steps: int) -> None:
+    for j in range(steps):
+        thresholds[j] = rounded_up((float(centres[j]) + float(centres[j + 1])) / 2)
+
+
+def means_begin(
+    classes: int,
+    extremes: Array,
+    total: Array,
+    n: int,
+    unit: float,
+    centres: Array,
+    reached: Array,
+    thresholds: Array,
+    state: Array,
+) -> None:
+    """First centroids and thresholds."""
+    low, high = _value(int(extremes[0])), _value(int(extremes[1]))
+    steps = classes - 1
+    state[0], state[1] = 0, not high > low
+    reached[: 2 * steps] = 0
+    if state[1]:
+        thresholds[:steps] = INFINITE
+        return
+    if classes == 2:
+        centres[0], centres[1] = low, float(total.view(np.int64)[0]) / unit / n
+    else:
+        for j in range(classes):
+            centres[j] = low + (high - low) * (j / steps)
+    _place_thresholds(centres, thresholds, steps)
+
+
+def means_pass(
+    classes: int, values: Array, n: int, unit: float, thresholds: Array, state: Array, reached: Array
+) -> None:
+    """Counts and sums of the values at or above each threshold."""
+    if state[1]:
+        return
+    steps, fixed = classes - 1, _fixed_point(values[:n], unit)
+    for j in range(steps):
+        is_reached = values[:n] >= thresholds[j]
+        reached[j] += np.uint64(np.count_nonzero(is_reached))
+        reached[steps + j] += np.uint64(int(fixed[is_reached].sum()) % (1 << 64))
+
+
+def means_update(
+    classes: int,
+    extremes: Array,
+    total: Array,
+    n: int,
+    unit: float,
+    rounds: int,
+    tolerance: float,
+    centres: Array,
+    reached: Array,
+    thresholds: Array,
+    state: Array,
+) -> None:
+    """New centroids; either the end, or new thresholds."""
+    if state[1]:
+        return
+    steps = classes - 1
+    counts = [n, *map(int, reached[:steps]), 0]
+    sums = [int(total.view(np.int64)[0]), *map(int, reached[steps : 2 * steps].view(np.int64)), 0]
+    old = [float(c) for c in centres[:classes]]
+    edges = [-math.inf, *((a + b) / 2 for a, b in itertools.pairwise(old)), math.inf]
+    moved = 0.0
+    for j in range(classes):
+        count, together = counts[j] - counts[j + 1], sums[j] - sums[j + 1]
+        mean = together / unit / count if count else old[j]
+        mean = min(max(mean, edges[j]), edges[j + 1])
+        centres[j] = mean
+        moved += (mean - old[j]) * (mean - old[j])
+    reached[: 2 * steps] = 0
+    width = _value(int(extremes[1])) - _value(int(extremes[0]))
+    state[0] += 1
+    if moved / (width * width) <= tolerance or state[0] == rounds:
+        state[1] = 1
+    else:
+        _place_thresholds(centres, thresholds, steps)
+
+
+def _pivot(low: int, high: int, p: int) -> int:
+    return low + max((high - low) * (p + 1) // (PIVOTS + 1), 1)
+
+
+def _place_tried(classes: int, bounds: Array, tried: Array, spent: Array) -> None:
+    steps = classes - 1
+    table = tried[: steps * PIVOTS * steps].reshape(steps, PIVOTS, steps)
+    for j in range(steps):
+        low, high = map(int, bounds[2 * j : 2 * j + 2])
+        for p in range(PIVOTS):
+            offset = _value(_pivot(low, high, p)) - j
+            table[j, p] = [rounded_up(offset + i) for i in range(steps)]
+    spent[: steps * PIVOTS] = 0
+
+
+def budget_begin(classes: int, extremes: Array, bounds: Array, tried: Array, spent: Array) -> None:
+    """Bounds around all keys, and the first pivots."""
+    for j in range(classes - 1):
+        bounds[2 * j], bounds[2 * j + 1] = int(extremes[0]) - 1, int(extremes[1]) + 1
+    _place_tried(classes, bounds, tried, spent)
+
+
+def budget_pass(classes: int, values: Array, n: int, tried: Array, steps: Array, spent: Array) -> None:
+    """What each set of thresholds spends."""
+    table = tried[: (classes - 1) ** 2 * PIVOTS].reshape(-1, classes - 1)
+    for k, thresholds in enumerate(table):
+        for step, threshold in zip(steps, thresholds, strict=False):
+            spent[k] += step * np.uint64(np.count_nonzero(values[:n] >= threshold))
+
+
+def budget_update(classes: int, target: int, bounds: Array, tried: Array, spent: Array) -> None:
+    """Narrower bounds, and new pivots."""
+    for j in range(classes - 1):
+        low, high = map(int, bounds[2 * j : 2 * j + 2])
+        if high - low <= 1:
+            continue
+        for p in reversed(range(PIVOTS)):
+            pivot = _pivot(low, high, p)
+            if int(spent[j * PIVOTS + p]) >= target:
+                bounds[2 * j] = pivot
+                break
+            bounds[2 * j + 1] = pivot
+    _place_tried(classes, bounds, tried, spent)
+
+
+def budget_ties(classes: int, extremes: Array, bounds: Array, tried: Array, spent: Array) -> None:
+    """Two sets of thresholds: with the values that are tied, and without."""
+    steps = classes - 1
+    offset = max(
+        _value(int(bounds[2 * j])) - j for j in range(steps) if int(bounds[2 * j]) >= int(extremes[0])
+    )
+    spent[: steps * PIVOTS] = 0
+    tried[: steps * steps * PIVOTS] = INFINITE
+    for i in range(steps):
+        tried[i] = rounded_up(offset + i)
+        tried[steps + i] = rounded_up(math.nextafter(offset + i, math.inf))
+
+
+def budget_end(classes: int, target: int, tried: Array, spent: Array, thresholds: Array) -> None:
+    """The set that misses the target by less."""
+    steps = classes - 1
+    with_ties = int(spent[0]) - target <= target - int(spent[1])
+    thresholds[:steps] = tried[:steps] if with_ties else tried[steps : 2 * steps]
+
+
+def count_classes(classes: int, of: Array, n: int, counts: Array) -> None:
+    """Pixels of each class in each chunk."""
+    for chunk, first in enumerate(range(0, n, CHUNK)):
+        found = np.bincount(of[first : min(first + CHUNK, n)], minlength=classes)
+        counts[chunk * classes : (chunk + 1) * classes] = found
+
+
+def scan_counts(classes: int, chunks: int, counts: Array, totals: Array) -> None:
+    """Where each chunk's pixels of each class begin."""
+    table = counts[: chunks * classes].reshape(chunks, classes)
+    sums = table.sum(axis=0)
+    totals[:classes] = sums
+    begin = np.concatenate([[0, 0], np.cumsum(sums[1:-1])])
+    table[...] = begin + np.cumsum(table, axis=0) - table
+
+
+def compact_classes(
+    classes: int,
+    of: Array,
+    n: int,
+    columns: int,
+    starts: Array,
+    nearest_rows: Array,
+    nearest_columns: Array,
+    top: int,
+    left: int,
+    table_columns: int,
+    pixel: Array,
+    row: Array,
+    column: Array,
+) -> None:
+    """Pixels of each class but 0 in row-major order, class after class."""
+    at = 0
+    for j in range(1, classes):
+        y, x = np.divmod(np.flatnonzero(of[:n] == j), columns)
+        # Where the first chunk begins is where the class begins.
+        assert at == int(starts[j])
+        end = at + y.size
+        pixel[at:end] = (nearest_rows[y] - top) * table_columns + nearest_columns[x] - left
+        row[at:end], column[at:end] = y, x
+        at = end
+
+
+def scatter_rgb(
+    classes: int, rgb: Array, row: Array, column: Array, n: int, columns: int, residual: Array
+) -> None:
+    """Routed pixels into a region's residual."""
+    place = residual[: residual.size // (3 * columns) * 3 * columns].reshape(-1, 3, columns)
+    place[row[:n], :, column[:n]] = rgb[: 3 * n].reshape(n, 3)
+
+
+def _between(values: Array, low: Array, high: Array, weight: Array, axis: int) -> Array:
+    between: Array = values.take(low, axis=axis) * (np.float32(1) - weight)
+    between += values.take(high, axis=axis) * weight
+    return between
+
+
+def finish(
+    classes: int,
+    picture: Array,
+    width: int,
+    channels: int,
+    low_y: Array,
+    high_y: Array,
+    weight_y: Array,
+    low_x: Array,
+    high_x: Array,
+    weight_x: Array,
+    residual: Array,
+    of: Array,
+    top: int,
+    left: int,
+    columns: int,
+    inner_top: int,
+    inner_left: int,
+    inner_rows: int,
+    inner_columns: int,
+    H: int,
+    W: int,
+    refine: int,
+    image: Array,
+    class_map: Array,
+    counts: Array,
+    flag: Array,
+) -> None:
+    """Base, refinement, grey and alpha, rounding."""
+    lr = _level(picture[: picture.size // (width * channels) * width * channels]).reshape(-1, width, channels)
+    rows = min(inner_top + inner_rows + 1, H - top)
+    y, x = slice(top, top + rows), slice(left, left + columns)
+    across = _between(lr, low_x[x], high_x[x], weight_x[x, None], axis=1)
+    base = _between(across, low_y[y], high_y[y], weight_y[y, None, None], axis=0)
+    rows = min(rows, residual.size // (3 * columns))
+    base = base[:rows]
+    colour = residual[: rows * 3 * columns].reshape(rows, 3, columns).transpose(0, 2, 1) + base[..., :3]
+    kind = of[: rows * columns].reshape(rows, columns)
+    finished = colour.copy()
+    if refine:
+        for r in range(max(1, inner_top), min(rows - 1, inner_top + inner_rows)):
+            for s in range(max(1, inner_left), min(columns - 1, inner_left + inner_columns)):
+                if kind[r, s] == 0 and kind[r - 1 : r + 2, s - 1 : s + 2].any():
+                    near = colour[r - 1 : r + 2, s - 1 : s + 2]
+                    sums = near[:, 0] + near[:, 1] + near[:, 2]
+                    finished[r, s] = (sums[0] + sums[1] + sums[2]) * np.float32(1 / 9)
+    inner = slice(inner_top, inner_top + inner_rows), slice(inner_left, inner_left + inner_columns)
+    finished, kind, alpha = finished[inner], kind[inner], base[inner][..., 3:]
+    flag[0] |= not np.isfinite(finished).all()
+    if channels == 1:
+        finished = (finished[..., :1] + finished[..., 1:2] + finished[..., 2:]) / np.float32(3)
+    finished = np.concatenate([finished, alpha], axis=2)
+    out = (
+        slice(top + inner_top, top + inner_top + inner_rows),
+        slice(left + inner_left, left + inner_left + inner_columns),
+    )
+    if image.dtype != np.float32:
+        full = np.float32(FULL_SCALE[image.dtype])
+        finished = np.clip(np.rint(np.nan_to_num(finished) * full), np.float32(0), full).astype(image.dtype)
+    image[: H * W * channels].reshape(H, W, channels)[out] = finished
+    class_map[: H * W].reshape(H, W)[out] = kind
+    counts[:classes] += np.bincount(kind.reshape(-1), minlength=classes).astype(np.uint64)
+
+
+TWINS: Mapping[str, Twin] = {
+    "window_uint8": window,
+    "window_uint16": window,
+    "window_float32": window,
+    "axis_terms": axis_terms,
+    "shift_indices": shift_indices,
+    "find_nonfinite_float32": find_nonfinite_float32,
+    "find_nonfinite_float16": find_nonfinite_float16,
+    "store_difficulties": store_difficulties,
+    "classes_by_thresholds": classes_by_thresholds,
+    "classes_of_region": classes_of_region,
+    "classes_by_argmax": classes_by_argmax,
+    "find_extremes": find_extremes,
+    "means_begin": means_begin,
+    "means_pass": means_pass,
+    "means_update": means_update,
+    "budget_begin": budget_begin,
+    "budget_pass": budget_pass,
+    "budget_update": budget_update,
+    "budget_ties": budget_ties,
+    "budget_end": budget_end,
+    "count_classes": count_classes,
+    "scan_counts": scan_counts,
+    "compact_classes": compact_classes,
+    "scatter_rgb": scatter_rgb,
+    "finish_uint8": finish,
+    "finish_uint16": finish,
+    "finish_float32": finish,
+}
+"""By kernel. Each takes the number of classes first, then what the kernel takes."""
