@@ -62,7 +62,7 @@ DEFAULT_SCALE = 4.0
 @click.option("--refine", is_flag=True, help="Smooth light pixels that touch heavy ones.")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime"]),
+    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
     default="auto",
     show_default=True,
     help="What computes.",
@@ -74,6 +74,11 @@ DEFAULT_SCALE = 4.0
     default="auto",
     show_default=True,
     help="auto: the fastest in the bundle.",
+)
+@click.option(
+    "--engine-cache",
+    type=click.Path(path_type=Path),
+    help="Folder of TensorRT engines.  [default: in the bundle, or the user's cache]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads.  [default: usable cores]")
 @click.option("--tile", type=click.IntRange(min=16), help="Side of the tiles in input pixels.")
@@ -103,6 +108,7 @@ def main(
     backend: str,
     device: str,
     precision: str,
+    engine_cache: Path | None,
     threads: int | None,
     tile: int | None,
     memory_limit: str | None,
@@ -149,6 +155,7 @@ def main(
         threads=threads,
         memory_limit=limit,
         tile=tile,
+        engine_cache=engine_cache,
     ) as upscaler:
         started = time.perf_counter()
         result = upscale_file(upscaler, source, targets, options)

@@ -110,6 +110,11 @@ def watching(data: Path, *, scales: int, limit: int | None) -> Iterator[Watch]:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
+@click.option(
+    "--engine-cache",
+    type=click.Path(path_type=Path),
+    help="Folder of TensorRT engines.  [default: in the bundle, or the user's cache]",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N pictures of each set.")
 @click.option(
@@ -140,6 +145,7 @@ def main(
     device: str,
     backend: str,
     precision: str,
+    engine_cache: Path | None,
     threads: int | None,
     limit: int | None,
     max_drop: float,
@@ -172,6 +178,7 @@ def main(
         device=device,
         backend=backend,
         precision=precision,
+        engine_cache=None if engine_cache is None else str(engine_cache),
         threads=threads,
         max_drop=max_drop,
         limit=limit,

@@ -45,9 +45,10 @@ class Settings:
         rules: columns of the report.
         refine: refinement, in runtime and oracle.
         lr: "float", unrounded and unclamped, or "8bit".
-        device: for the upscaler, as are the next three.
+        device: for the upscaler, as are the next four.
         backend: see device.
         precision: see device.
+        engine_cache: see device.
         threads: see device; given, it holds for PyTorch too.
         max_drop: dB that a set's mean PSNR may lie below the oracle's and the baseline's.
         limit: no more pictures than this from each set.
@@ -60,6 +61,7 @@ class Settings:
     device: str = "cpu"
     backend: str = "auto"
     precision: str = "auto"
+    engine_cache: str | None = None
     threads: int | None = None
     max_drop: float = 0.01
     limit: int | None = None
@@ -159,6 +161,7 @@ def validate(
         device=settings.device,
         backend=settings.backend,
         precision=settings.precision,
+        engine_cache=settings.engine_cache,
         threads=settings.threads,
     ) as upscaler:
         checkpoint_sha256, oracle = None, None

@@ -86,7 +86,10 @@ def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | D
         )
     kind, _ = parse_device(wanted.device)
     fitting = list(BACKENDS) if kind == "cuda" else [ON_CPU]
-    *others, last = fitting if backend == "auto" else [backend]
+    fitting = fitting if backend == "auto" else [backend]
+    if wanted.engine_cache is not None and "tensorrt" not in fitting:
+        raise OptionError("an engine cache is for TensorRT alone; leave it away, or ask for a cuda device")
+    *others, last = fitting
     opened = next((found for name in others if (found := _try(bundle, wanted, name)) is not None), None)
     opened = opened or BACKENDS[last](bundle, wanted)
     logger.info("running %s in %s by %s, %s", bundle.path, opened.precision, opened.name, opened.provider)

@@ -77,6 +77,7 @@ def files(folder: Path) -> list[str]:
         (["-o", "out.png", "--tile", "8"], "tile"),
         (["-o", "out.png", "--precision", "fp64"], "fp16"),
         (["-o", "out.png", "--frobnicate"], "frobnicate"),
+        (["-o", "out.png", "-b", "carn", "--engine-cache", "folder"], "for TensorRT alone"),
         (["-o", "out.png"], "bundle"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -270,6 +270,12 @@ def test_many_threads_do_not_make_a_sane_memory_limit_unusable(small_bundle: Pat
         np.testing.assert_array_equal(result.image, one(photo, scale=4, refine=True).image)
 
 
+def test_an_engine_cache_where_no_engine_can_run_is_refused(small_bundle: Path, tmp_path: Path) -> None:
+    for backend in ("auto", "onnxruntime"):
+        with pytest.raises(OptionError, match="for TensorRT alone"):
+            Upscaler.open(small_bundle, backend=backend, engine_cache=tmp_path)
+
+
 def test_warmup_runs(up: Upscaler) -> None:
     up.warmup((20, 30))
 
