@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.distribution import Distribution, Map, Values, rounded_up
+from pcsr.runtime.distribution import Distribution, Map, Values, rounded_up, sum_rounded_up
 from pcsr.runtime.errors import OptionError
 
 __all__ = [
@@ -214,7 +214,7 @@ def budget_thresholds(
     # lies within a bin's width: that is the one pass for values.
     first, beyond = float(math.floor(spread.low) - len(steps)), math.nextafter(spread.high, math.inf)
     while first < (middle := (first + beyond) / 2) < beyond:
-        thresholds = [middle + j for j in range(len(steps))]
+        thresholds = [sum_rounded_up(middle, j) for j in range(len(steps))]
         least, most = spent(thresholds)
         if least < target <= most:
             least = spent_exactly(thresholds)
@@ -225,7 +225,7 @@ def budget_thresholds(
     # One of the thresholds is the difficulty of a pixel, a float32; what lies above it is the rounding of sums.
     first = max(float(_rounded_down(first + j)) - j for j in range(len(steps)))
     # All pixels tied at a threshold go one way: the one that misses by less, the dearer if both are as near.
-    dearer = [first + j for j in range(len(steps))]
+    dearer = [sum_rounded_up(first, j) for j in range(len(steps))]
     cheaper = [math.nextafter(threshold, math.inf) for threshold in dearer]
     too_much, too_little = spent_exactly(dearer) - target, target - spent_exactly(cheaper)
     return tuple(map(rounded_up, dearer if too_much <= too_little else cheaper))

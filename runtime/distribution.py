@@ -7,13 +7,14 @@ matter are fetched in a further pass, so the result is that of arithmetic on the
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Distribution", "Map", "Values", "rounded_up"]
+__all__ = ["Distribution", "Map", "Values", "rounded_up", "sum_rounded_up"]
 
 BINS = 1 << 16
 # Spans of the values that are worked on at once: small enough to stay in cache.
@@ -104,6 +105,12 @@ class Distribution:
         count, _, exact = self.below(threshold)
         unknown = 0 if exact else int(self._counts[self._bin_of(threshold)])
         return self.size - count - unknown, self.size - count
+
+
+def sum_rounded_up(first: float, j: int) -> float:
+    """The smallest double no less than `first + j`: a rounded sum would let in values that lie below it."""
+    total = first + j
+    return math.nextafter(total, math.inf) if math.fsum((total, -j, -first)) < 0 else total
 
 
 def rounded_up(threshold: float) -> np.float32:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.device.kernels import CHUNK
-from pcsr.runtime.distribution import rounded_up
+from pcsr.runtime.distribution import rounded_up, sum_rounded_up
 
 __all__ = ["TWINS"]
 
@@ -264,7 +264,7 @@ def _place_tried(classes: int, bounds: Array, tried: Array, spent: Array) -> Non
         low, high = map(int, bounds[2 * j : 2 * j + 2])
         for p in range(PIVOTS):
             offset = _value(_pivot(low, high, p)) - j
-            table[j, p] = [rounded_up(offset + i) for i in range(steps)]
+            table[j, p] = [rounded_up(sum_rounded_up(offset, i)) for i in range(steps)]
     spent[: steps * PIVOTS] = 0
 
 
@@ -307,8 +307,9 @@ def budget_ties(classes: int, extremes: Array, bounds: Array, tried: Array, spen
     spent[: steps * PIVOTS] = 0
     tried[: steps * steps * PIVOTS] = INFINITE
     for i in range(steps):
-        tried[i] = rounded_up(offset + i)
-        tried[steps + i] = rounded_up(math.nextafter(offset + i, math.inf))
+        threshold = sum_rounded_up(offset, i)
+        tried[i] = rounded_up(threshold)
+        tried[steps + i] = rounded_up(math.nextafter(threshold, math.inf))
 
 
 def budget_end(classes: int, target: int, tried: Array, spent: Array, thresholds: Array) -> None:

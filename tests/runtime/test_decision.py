@@ -146,6 +146,17 @@ def test_a_budget_is_spent_as_nearly_as_ties_allow(
     )
 
 
+def test_thresholds_one_apart_are_not_brought_closer_by_rounding() -> None:
+    # With 2^-53 and 1 + 2^-53, which is 1 in double, 6 would be met exactly; one apart, 3 or 7 can be spent.
+    values = np.array([1, 1, 1, 0], dtype=np.float32)
+    assert classes_by_thresholds(values, budget_thresholds(values, 0.75, steps=(1, 1))).tolist() == [
+        2,
+        2,
+        2,
+        1,
+    ]
+
+
 @given(probabilities, st.floats(0, 1))
 def test_a_budget_for_two_classes_is_a_rank(values: np.ndarray, budget: float) -> None:
     heavy = round(budget * values.size)

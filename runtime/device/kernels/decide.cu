@@ -126,6 +126,13 @@ extern "C" __global__ void means_update(
 #define PIVOTS 3
 #define TRIED (STEPS * PIVOTS)
 
+// The smallest double no less than first + j: a rounded sum would let in values that lie below it.
+__device__ inline double sum_rounded_up(double first, double j) {
+    double sum = first + j, rest = sum - first;
+    double error = (first - (sum - rest)) + (j - rest);
+    return error > 0 ? nextafter(sum, (double)infinity()) : sum;
+}
+
 __device__ inline u32 pivot_of(const u32* bounds, int p) {
     u64 part = (u64)(bounds[1] - bounds[0]) * (p + 1) / (PIVOTS + 1);
     return bounds[0] + (part ? (u32)part : 1u);
@@ -135,7 +142,7 @@ __device__ inline void place_tried(const u32* bounds, float* tried, u64* spent) 
     for (int j = 0; j < STEPS; ++j)
         for (int p = 0; p < PIVOTS; ++p) {
             double offset = (double)value_of(pivot_of(bounds + 2 * j, p)) - j;
-            for (int i = 0; i < STEPS; ++i) tried[(j * PIVOTS + p) * STEPS + i] = rounded_up(offset + i);
+            for (int i = 0; i < STEPS; ++i) tried[(j * PIVOTS + p) * STEPS + i] = rounded_up(sum_rounded_up(offset, i));
             spent[j * PIVOTS + p] = 0;
         }
 }
@@ -195,8 +202,9 @@ extern "C" __global__ void budget_ties(const u32* extremes, const u32* bounds, f
     for (int k = 0; k < TRIED; ++k) spent[k] = 0;
     for (int i = 0; i < TRIED * STEPS; ++i) tried[i] = infinity();
     for (int i = 0; i < STEPS; ++i) {
-        tried[i] = rounded_up(offset + i);
-        tried[STEPS + i] = rounded_up(nextafter(offset + i, (double)infinity()));
+        double threshold = sum_rounded_up(offset, i);
+        tried[i] = rounded_up(threshold);
+        tried[STEPS + i] = rounded_up(nextafter(threshold, (double)infinity()));
     }
 }
 
