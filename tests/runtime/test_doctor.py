@@ -366,8 +366,8 @@ def test_tensorrt_rtx_builds_without_a_driver() -> None:
         pytest.skip("TensorRT-RTX is not installed (pip install 'pcsr[trt-rtx]')")
     trial = run_trial(_child("tensorrt", module, runtime_always=True, driver=False), timeout=LIMIT)
     check = gpu.check_tensorrt(flavour, trial, driver=False)
+    assert "Builder and Runtime can be created; there is no driver" in check.summary, trial
     assert check.status == "warning"
-    assert "Builder and Runtime can be created; there is no driver" in check.summary
 
 
 # --- ONNX Runtime's providers
