@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,14 +196,8 @@ FLAVOURS = (
 
 
 def find_module(names: Sequence[str]) -> str | None:
-    """The first of the names that can be imported, without importing it."""
-    for name in names:
-        try:
-            if importlib.util.find_spec(name) is not None:
-                return name
-        except (ImportError, ValueError):  # of a module that was put in place by hand
-            continue
-    return None
+    """The first of the names that a new process could import; what this one has loaded under a name is no answer."""
+    return next((name for name in names if importlib.machinery.PathFinder.find_spec(name) is not None), None)
 
 
 def check_tensorrt(flavour: Flavour, trial: Trial | None, *, driver: bool) -> Check:

@@ -358,6 +358,11 @@ def test_one_that_works_is_ok_and_one_that_lacks_its_builder_is_not(
     )
 
 
+def test_a_name_that_only_this_process_knows_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_alias", json)
+    assert gpu.find_module(["tensorrt_rtx_alias", "json"]) == "json"
+
+
 @needs_no_driver
 def test_tensorrt_rtx_builds_without_a_driver() -> None:
     flavour = gpu.FLAVOURS[2]
