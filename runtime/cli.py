@@ -167,7 +167,13 @@ def main(
 
 
 def default_output(source: Path, options: Options) -> Path:
-    """Name beside the input that says what was done, in its format where that can be written, else PNG."""
+    """Name beside the input that says what was done, in its format where that can be written, else PNG.
+
+    Raises:
+        OptionError: the input is no name of a file.
+    """
+    if not source.name:
+        raise OptionError(f"INPUT is {str(source)!r}, which is no file; name a picture")
     if options.size is not None:
         what = format_size(options.size)
     else:

@@ -217,6 +217,13 @@ def test_the_default_output_lies_beside_the_input(name: str, options: Options, e
     assert default_output(Path("pictures") / name, options) == Path("pictures") / expected
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_what_is_no_name_of_a_file_is_refused(name: str) -> None:
+    result = upscale(name)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith("which is no file; name a picture")
+
+
 def test_a_bundle_is_found_by_name(photo: Path) -> None:
     result = upscale(photo, "-b", "fsrcnn", "-o", photo.with_name("out.png"))
     assert result.exit_code == 0, result.stderr
