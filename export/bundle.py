@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import logging
 import os
 import re
 import shutil
@@ -19,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import msgspec
 
+from pcsr.export.locks import held
 from pcsr.runtime.atomic import sync_folder, write_whole
 from pcsr.runtime.bundle import MANIFEST, Bundle, read_bundle
 from pcsr.runtime.errors import BundleError, OptionError
@@ -29,12 +28,9 @@ from pcsr.runtime.manifest import FileEntry, Manifest, Precision, parse_manifest
 
 __all__ = ["PRECISIONS", "Contents", "commit", "locked", "provenance", "sweep", "target_state"]
 
-logger = logging.getLogger(__name__)
-
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
-# How long to wait for another export into the same bundle before saying so, and before giving up.
-PATIENCE_SECONDS = 1
+# How long to wait for another export into the same bundle before giving up.
 LOCK_SECONDS = 600
 
 # Only files of these names are ever swept.
@@ -107,27 +103,15 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         BundleError: another export holds it for too long, or its folder cannot be written to.
     """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=PATIENCE_SECONDS)
-        except filelock.Timeout:
-            logger.info("waiting for another export into %s", path)
-            lock.acquire(timeout=LOCK_SECONDS)
-    except filelock.Timeout as error:
-        raise BundleError(
-            f"another export has held {path} for {LOCK_SECONDS} s (lock {lock.lock_file}); "
-            "wait for it or end it"
-        ) from error
-    except OSError as error:
-        raise BundleError(
-            f"cannot write to {path.parent}: {error.strerror or error}; choose another place with -o"
-        ) from error
-    try:
+    with held(
+        path.with_name(f".{path.name}.lock"),
+        place=path,
+        who="another export",
+        seconds=LOCK_SECONDS,
+        error=BundleError,
+        elsewhere="choose another place with -o",
+    ):
         yield
-    finally:
-        lock.release()
 
 
 def commit(path: Path, contents: Contents, *, replace: bool) -> Bundle:

@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import msgspec
 
+from pcsr.export.locks import held
 from pcsr.export.tensorrt.worker import build_in_child
 from pcsr.runtime.atomic import whole_file, write_whole
 from pcsr.runtime.backends.engines import Description, Engine, Identity, read_engine
@@ -24,8 +24,7 @@ __all__ = ["Outcome", "build_engines", "first_difference"]
 
 logger = logging.getLogger(__name__)
 
-# How long to wait for another builder before saying so, and before giving up: it may have eight graphs to build.
-PATIENCE_SECONDS = 1.0
+# How long to wait for another builder: it may have eight graphs to build.
 LOCK_SECONDS = 3600.0
 LOCK = ".engines.lock"
 
@@ -217,24 +216,12 @@ def _locked(folder: Path) -> Iterator[None]:
     Raises:
         BackendError: another builder holds it for too long, or the folder cannot be written to.
     """
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=PATIENCE_SECONDS)
-        except filelock.Timeout:
-            logger.info("waiting for another builder in %s", folder)
-            lock.acquire(timeout=LOCK_SECONDS)
-    except filelock.Timeout as error:
-        raise BackendError(
-            f"another builder has held {folder} for {LOCK_SECONDS:g} s (lock {lock.lock_file}); "
-            "wait for it or end it"
-        ) from error
-    except OSError as error:
-        raise BackendError(
-            f"cannot write to {folder}: {error.strerror or error}; name another folder with --engine-cache"
-        ) from error
-    try:
+    with held(
+        folder / LOCK,
+        place=folder,
+        who="another builder",
+        seconds=LOCK_SECONDS,
+        error=BackendError,
+        elsewhere="name another folder with --engine-cache",
+    ):
         yield
-    finally:
-        lock.release()

@@ -11,6 +11,7 @@ import filelock
 import pytest
 
 from pcsr.export import bundle as writer
+from pcsr.export import locks
 from pcsr.export.bundle import Contents, commit, locked, sweep, target_state
 from pcsr.export.pipeline import export_bundle
 from pcsr.runtime.bundle import Bundle, read_bundle
@@ -326,7 +327,7 @@ def test_a_name_too_long_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
 def test_an_export_waits_for_another_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writer, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(writer, "LOCK_SECONDS", 0.1)
     caplog.set_level("INFO", logger="pcsr")
     with (

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
+from pcsr.export import locks
 from pcsr.export.pipeline import export_bundle
 from pcsr.export.tensorrt import cache, worker
 from pcsr.export.tensorrt.cache import LOCK, build_engines
@@ -218,7 +219,7 @@ def test_too_little_workspace_says_which_option(tmp_path: Path) -> None:
 def test_another_builder_is_waited_for_but_not_for_ever(
     bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(cache, "LOCK_SECONDS", 0.2)
     # As another process holds it: this one's own lock would let it pass.
     program = (
