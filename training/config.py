@@ -21,6 +21,8 @@ from pcsr.runtime.errors import OptionError
 __all__ = [
     "Config",
     "DataConfig",
+    "DecisionConfig",
+    "DecisionError",
     "NetworkConfig",
     "PhaseConfig",
     "PhasesConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "parse_config",
 ]
 
+DecisionError = Literal["mixture", "expected"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -104,12 +107,20 @@ class PhaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Largest norm of the gradient."""
 
 
+class DecisionConfig(PhaseConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How phase 1 is optimised."""
+
+    error: DecisionError = "mixture"
+    """What is minimised beside the balance of the classes: the error of the soft mixture (the authors' form), or
+    the expected error of one class. See `losses.decision_loss`."""
+
+
 class PhasesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Both phases of the paper."""
 
     backbone: PhaseConfig
     """Phase 0: the backbone and the heavy upsampler."""
-    decision: PhaseConfig
+    decision: DecisionConfig
     """Phase 1: the lighter upsamplers and the classifier."""
 
     def __getitem__(self, phase: int) -> PhaseConfig:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pcsr.model.heads import GEOMETRY, MLP
+from pcsr.training.config import DecisionError
 from pcsr.training.patches import Batch
 
 __all__ = ["backbone_loss", "decision_loss", "feature_rows", "run_head"]
@@ -57,24 +58,35 @@ def backbone_loss(prediction: Tensor, batch: Batch) -> Tensor:
     return functional.l1_loss(prediction, batch.target)
 
 
-def decision_loss(predictions: list[Tensor], logits: Tensor, batch: Batch) -> Tensor:
-    """Phase 1: mean absolute error of the soft mixture, and equal use of the classes.
+def decision_loss(
+    predictions: list[Tensor], logits: Tensor, batch: Batch, *, error: DecisionError = "mixture"
+) -> Tensor:
+    """Phase 1: an error of the colours, and equal use of the classes.
 
-    1000 * L1 + 3 * sum_j |sum p_j - T| / T with T = n / M. With two classes both terms of the sum are the
+    1000 * error + 3 * sum_j |sum p_j - T| / T with T = n / M. With two classes both terms of the sum are the
     same, and the authors count one.
 
     Args:
         predictions: (n, 3) of each class, lightest first.
         logits: (n, M).
         batch: the truth.
+        error: "mixture", the mean absolute error of sum_j p_j y_j, the authors' form; or "expected", the mean
+            over p of each class's own absolute error. The latter is never smaller, and the same where the
+            classes err to the same side; it leaves no class the chance to make up for another's error.
     """
     probability = logits.float().softmax(dim=1)
-    mixture = sum(
-        (probability[:, j, None] * prediction for j, prediction in enumerate(predictions)),
-        start=torch.zeros_like(batch.target),
-    )
     classes = probability.shape[1]
+    if error == "mixture":
+        mixture = sum(
+            (probability[:, j, None] * prediction for j, prediction in enumerate(predictions)),
+            start=torch.zeros_like(batch.target),
+        )
+        distance = functional.l1_loss(mixture, batch.target)
+    else:
+        errors = [(prediction - batch.target).abs().mean(dim=1) for prediction in predictions]
+        own = torch.stack(errors, dim=1)
+        distance = (probability * own).sum(dim=1).mean()
     wanted = probability.shape[0] / classes
     used = probability.sum(dim=0)
     unequal = (used[1:] if classes == 2 else used).sub(wanted).abs().sum() / wanted
-    return L1_WEIGHT * functional.l1_loss(mixture, batch.target) + BALANCE_WEIGHT * unequal
+    return L1_WEIGHT * distance + BALANCE_WEIGHT * unequal

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsr.model.network import Network
+from pcsr.training.config import DecisionError
 from pcsr.training.flat import FlatPhase
 from pcsr.training.losses import backbone_loss, decision_loss, feature_rows, run_head
 from pcsr.training.patches import Batch
@@ -41,6 +42,7 @@ class PhaseStep:
         moments: Adam's, from an earlier stretch of this phase.
         precision: of the network's passes.
         clip: largest norm of the gradient.
+        error: what phase 1 minimises.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class PhaseStep:
         moments: Mapping[str, Tensor],
         precision: torch.dtype,
         clip: float,
+        error: DecisionError = "mixture",
     ) -> None:
         self._phase, self._raw, self._average = phase, raw, average
-        self._precision, self._clip = precision, clip
+        self._precision, self._clip, self._error = precision, clip, error
         for network in (raw, average):
             network.eval()
             network.requires_grad_(False)
@@ -120,7 +123,7 @@ class PhaseStep:
                 logits = run_head(self._raw.classifier, rows, batch)
         if self._phase == 0:
             return backbone_loss(prediction, batch)
-        return decision_loss([*lighter, heavy], logits, batch)
+        return decision_loss([*lighter, heavy], logits, batch, error=self._error)
 
 
 class _Recorded:

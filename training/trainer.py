@@ -108,7 +108,13 @@ def train(run: Run, state: State, tensors: dict[str, Tensor], log: Log) -> Path:
             stretch = state.plan[state.at]
             config = run.config.phases[stretch.phase]
             step = PhaseStep(
-                stretch.phase, raw, average, moments=moments, precision=run.precision, clip=config.clip
+                stretch.phase,
+                raw,
+                average,
+                moments=moments,
+                precision=run.precision,
+                clip=config.clip,
+                error=run.config.phases.decision.error,
             )
             phase = _Phase(run, state, stretch, step, raw, average, moments, log)
             state = phase.train(stop)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from pcsr.model.network import Network
+from pcsr.training.config import DecisionError
 from pcsr.training.flat import FlatPhase, update_scalars
 from pcsr.training.losses import backbone_loss, decision_loss
 from pcsr.training.patches import Batch
+
+ERRORS: tuple[DecisionError, ...] = ("mixture", "expected")
 
 
 def batch_of(target: torch.Tensor) -> Batch:
@@ -80,25 +81,36 @@ def test_phase_0_is_the_mean_absolute_error() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_phase_1_is_the_papers_loss(classes: int) -> None:
+@pytest.mark.parametrize("error", ERRORS)
+def test_phase_1_is_the_papers_loss_or_the_expected_one(classes: int, error: DecisionError) -> None:
     torch.manual_seed(classes)
     n = 40
     target, logits = torch.rand(n, 3), torch.randn(n, classes) * 3
     predictions = [torch.rand(n, 3) for _ in range(classes)]
     p = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
-    mixture = sum(p[:, j : j + 1] * predictions[j] for j in range(classes))
+    if error == "mixture":
+        distance = (sum(p[:, j : j + 1] * predictions[j] for j in range(classes)) - target).abs().mean()
+    else:
+        distance = sum((p[:, j : j + 1] * (predictions[j] - target).abs()).mean() for j in range(classes))
     share = n / classes
     used = [1] if classes == 2 else range(classes)
-    expected = 1000 * (mixture - target).abs().mean() + 3 * sum(
-        (p[:, j].sum() - share).abs() / share for j in used
-    )
-    assert float(decision_loss(predictions, logits, batch_of(target))) == pytest.approx(
-        float(expected), rel=1e-5
-    )
+    expected = 1000 * distance + 3 * sum((p[:, j].sum() - share).abs() / share for j in used)
+    found = decision_loss(predictions, logits, batch_of(target), error=error)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_every_class_gets_gradient_from_phase_1(random_network: Callable[..., Network]) -> None:
+def test_errors_that_cancel_count_only_in_the_expected_error() -> None:
+    target, logits = torch.full((4, 3), 0.5), torch.zeros(4, 3)
+    predictions = [target + 0.3, target - 0.3, target]
+    found = [float(decision_loss(predictions, logits, batch_of(target), error=e)) for e in ERRORS]
+    assert found == pytest.approx([0, 200], abs=1e-3)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_class_gets_gradient_from_phase_1(error: DecisionError) -> None:
     logits = torch.zeros(6, 3, requires_grad=True)
     predictions = [torch.rand(6, 3, requires_grad=True) for _ in range(3)]
-    decision_loss(predictions, logits, batch_of(torch.rand(6, 3))).backward()
+    decision_loss(predictions, logits, batch_of(torch.rand(6, 3)), error=error).backward()
     assert all(prediction.grad is not None and prediction.grad.abs().sum() > 0 for prediction in predictions)
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
