@@ -313,29 +313,29 @@ def _classes_budget(
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The most difficult pixels get the budget, a share of what is between all light and all heaviest.
 
-    Two classes: the round(budget * n) pixels of the highest probability; of equal ones, the first in row order.
-    More: every pixel can rise a class at a time, at thresholds one apart. In the order in which a falling first
-    threshold meets them, the steps whose cost comes nearest to that of round(budget * n) pixels in the heaviest
-    class are taken; steps that are tied go together, and of two totals as near the dearer counts.
+    Of the pixels that reach a class the same share q goes on to the next, so n * q^j reach class j; q is the greatest
+    that the budget allows, and for two classes the budget itself. Pixels of one difficulty go together, so
+    that the number is missed by as little as can be, and upwards where both ways are as near.
     """
-    affordable = round(budget * difficulty.numel())
-    if len(costs) == 2:
-        chosen = difficulty.argsort(descending=True, stable=True)[:affordable]
-        classes = torch.zeros_like(difficulty, dtype=torch.uint8)
-        classes[chosen] = 1
-        return classes, (float(difficulty[chosen[-1]]) if chosen.numel() else math.inf,)
+    n, steps = difficulty.numel(), [heavier - lighter for lighter, heavier in itertools.pairwise(costs)]
+    if len(steps) == 1:
+        share = budget
+    else:
+        share, beyond = 0.0, math.nextafter(1.0, 2.0)
+        while share < (middle := (share + beyond) / 2) < beyond:
+            spent = sum(step * middle**j for j, step in enumerate(steps, start=1))
+            share, beyond = (middle, beyond) if spent <= budget * sum(steps) else (share, middle)
     exact = difficulty.double()
-    rises = torch.arange(len(costs) - 1, device=difficulty.device)
-    step_costs = torch.tensor(costs, device=difficulty.device).diff()
-    met_at, order = (exact[:, None] - rises).flatten().sort(descending=True)
-    spent = step_costs.expand(len(exact), -1).flatten()[order].cumsum(0)
-    last_of_tied = torch.cat([met_at[1:] < met_at[:-1], met_at.new_ones(1, dtype=torch.bool)])
-    # Nothing taken, then each group of tied steps; the first of the nearest after turning round is the dearest.
-    first_thresholds = torch.cat([met_at.new_tensor([math.inf]), met_at[last_of_tied]]).flip(0)
-    totals = torch.cat([spent.new_zeros(1), spent[last_of_tied]]).flip(0)
-    nearest = (totals - affordable * (costs[-1] - costs[0])).abs().argmin()
-    thresholds = first_thresholds[nearest] + rises
-    return (exact[:, None] >= thresholds).sum(dim=1).to(torch.uint8), tuple(thresholds.tolist())
+    values, counts = torch.unique(exact, return_counts=True)
+    # Thresholds that can be, from none reached to the least value, and how many pixels reach each.
+    thresholds = torch.cat([values, values.new_tensor([math.inf])]).flip(0)
+    reaching = torch.cat([counts.new_zeros(1), counts.flip(0).cumsum(0)])
+    chosen = []
+    for j in range(1, len(costs)):
+        missed = (reaching - round(share**j * n)).abs()
+        chosen.append(thresholds[(missed == missed.min()).nonzero()[-1, 0]])
+    found = torch.stack(chosen)
+    return (exact[:, None] >= found).sum(dim=1).to(torch.uint8), tuple(found.tolist())
 
 
 def _refined(prediction: Tensor, classes: Tensor, hr_size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.distribution import Distribution, Map, Values, rounded_up, sum_rounded_up
+from pcsr.runtime.distribution import Distribution, Map, Values, rounded_up
 from pcsr.runtime.errors import OptionError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Thresholds",
     "adaptive_thresholds",
     "argmax_weights",
+    "budget_counts",
     "budget_thresholds",
     "classes_by_k",
     "classes_by_thresholds",
@@ -176,61 +177,64 @@ def cost_steps(upsamplers: Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
+def budget_counts(n: int, budget: float, steps: Sequence[int]) -> tuple[int, ...]:
+    """How many pixels are to reach each class but the lightest, so that a share of the adjustable cost is spent.
+
+    Of the pixels that reach a class, the same share q goes on to the next: round(q^j * n) reach class j, where q
+    is the greatest double with sum_j steps_j * q^j <= budget * sum_j steps_j. For two classes q is the budget.
+
+    Args:
+        n: pixels.
+        budget: 0 (all light) to 1 (all in the heaviest class).
+        steps: of `cost_steps`.
+    """
+
+    def spent(q: float) -> float:
+        total = 0.0
+        for step in reversed(steps):
+            total = (total + step) * q
+        return total
+
+    target = budget * sum(steps)
+    share, beyond = 0.0, math.nextafter(1.0, 2.0)
+    while share < (middle := (share + beyond) / 2) < beyond:
+        if spent(middle) <= target:
+            share = middle
+        else:
+            beyond = middle
+    counts, reaching = [], 1.0
+    for _ in steps:
+        reaching *= share
+        counts.append(round(reaching * n))
+    return tuple(counts)
+
+
 def budget_thresholds(
     values: Values, budget: float, *, steps: Sequence[int], map_spans: Map = map
 ) -> Thresholds:
     """Thresholds that spend a share of the adjustable cost, as nearly as ties allow.
 
-    They lie one apart, as the classes do: the first is searched for, and the others follow.
-
     Args:
         values: (n,) float32 difficulties.
-        budget: the share, 0 (all pixels light) to 1 (all in the heaviest class), of n times the sum of `steps`;
-            rounded to what a whole number of pixels in the heaviest class costs.
+        budget: the share, 0 (all pixels light) to 1 (all in the heaviest class).
         steps: of `cost_steps`.
         map_spans: a `map` to spread the passes over threads.
 
     Returns:
-        `ALL_LIGHT` for all of a budget that rounds to no pixel.
+        A threshold that as many pixels reach as `budget_counts` says, `ALL_LIGHT` for none. All pixels tied at a
+        threshold go one way: the one that misses by less, the dearer if both are as near.
     """
-    target = round(budget * values.size) * sum(steps)
-    if target == 0:
+    n = values.size
+    counts = budget_counts(n, budget, steps)
+    if not any(counts):
         return (ALL_LIGHT,) * len(steps)
-    spread = Distribution(values, map_spans)
-
-    def spent(thresholds: Sequence[float]) -> tuple[int, int]:
-        """The least and the most that may be spent."""
-        least = most = 0
-        for step, threshold in zip(steps, thresholds, strict=True):
-            fewest, greatest = spread.reaching(threshold)
-            least, most = least + step * fewest, most + step * greatest
-        return least, most
-
-    def spent_exactly(thresholds: Sequence[float]) -> int:
-        spread.fetch_near(thresholds)
-        return spent(thresholds)[0]
-
-    # The greatest first threshold that spends the target or more. Where the histogram leaves open which it is, it
-    # lies within a bin's width: that is the one pass for values.
-    first, beyond = float(math.floor(spread.low) - len(steps)), math.nextafter(spread.high, math.inf)
-    while first < (middle := (first + beyond) / 2) < beyond:
-        thresholds = [sum_rounded_up(middle, j) for j in range(len(steps))]
-        least, most = spent(thresholds)
-        if least < target <= most:
-            least = spent_exactly(thresholds)
-        if least >= target:
-            first = middle
-        else:
-            beyond = middle
-    # One of the thresholds is the difficulty of a pixel, a float32; what lies above it is the rounding of sums.
-    first = max(float(_rounded_down(first + j)) - j for j in range(len(steps)))
-    # All pixels tied at a threshold go one way: the one that misses by less, the dearer if both are as near.
-    dearer = [sum_rounded_up(first, j) for j in range(len(steps))]
-    cheaper = [math.nextafter(threshold, math.inf) for threshold in dearer]
-    too_much, too_little = spent_exactly(dearer) - target, target - spent_exactly(cheaper)
-    return tuple(map(rounded_up, dearer if too_much <= too_little else cheaper))
-
-
-def _rounded_down(threshold: float) -> np.float32:
-    """The greatest float32 that is no greater."""
-    return np.float32(-rounded_up(-threshold))
+    found = iter(Distribution(values, map_spans).at_ranks([n - count for count in counts if count]))
+    thresholds = []
+    for count in counts:
+        if not count:
+            thresholds.append(ALL_LIGHT)
+            continue
+        value, first, end = next(found)
+        too_many, too_few = n - first - count, count - (n - end)
+        thresholds.append(value if too_many <= too_few else np.nextafter(value, ALL_LIGHT))
+    return tuple(thresholds)

@@ -1,4 +1,4 @@
-"""How many of millions of float32 values lie below a threshold, and their sum.
+"""How many of millions of float32 values lie below a threshold, their sum, and which value has a given rank.
 
 A histogram gives both exactly but for the bin that the threshold falls into; the values in the few bins that
 matter are fetched in a further pass, so the result is that of arithmetic on the sorted values.
@@ -7,14 +7,13 @@ matter are fetched in a further pass, so the result is that of arithmetic on the
 from __future__ import annotations
 
 import bisect
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Distribution", "Map", "Values", "rounded_up", "sum_rounded_up"]
+__all__ = ["Distribution", "Map", "Values", "rounded_up"]
 
 BINS = 1 << 16
 # Spans of the values that are worked on at once: small enough to stay in cache.
@@ -72,8 +71,10 @@ class Distribution:
     def fetch_near(self, thresholds: Iterable[float]) -> None:
         """Make known, in one pass over all values, those in the bins of these thresholds and in the bins beside."""
         inner = {self._bin_of(threshold) for threshold in thresholds if self.low < threshold <= self.high}
-        near = {b + beside for b in inner for beside in (-1, 0, 1)}
-        bins = sorted(b for b in near if 0 <= b < BINS and self._counts[b] and b not in self._inside)
+        self._fetch({b + beside for b in inner for beside in (-1, 0, 1)})
+
+    def _fetch(self, wanted_bins: Iterable[int]) -> None:
+        bins = sorted(b for b in wanted_bins if 0 <= b < BINS and self._counts[b] and b not in self._inside)
         if not bins:
             return
         wanted = np.zeros(BINS, dtype=bool)
@@ -96,21 +97,26 @@ class Distribution:
         n = int(np.searchsorted(inside, rounded_up(threshold)))
         return count + n, total + float(sums[n]), True
 
-    def reaching(self, threshold: float) -> tuple[int, int]:
-        """Fewest and most values that a threshold can have at or above it; one number where it is known."""
-        if threshold <= self.low:
-            return self.size, self.size
-        if threshold > self.high:
-            return 0, 0
-        count, _, exact = self.below(threshold)
-        unknown = 0 if exact else int(self._counts[self._bin_of(threshold)])
-        return self.size - count - unknown, self.size - count
+    def at_ranks(self, ranks: Sequence[int]) -> list[tuple[np.float32, int, int]]:
+        """The values with so many others before them in ascending order.
 
+        Args:
+            ranks: each from 0 to n - 1.
 
-def sum_rounded_up(first: float, j: int) -> float:
-    """The smallest double no less than `first + j`: a rounded sum would let in values that lie below it."""
-    total = first + j
-    return math.nextafter(total, math.inf) if math.fsum((total, -j, -first)) < 0 else total
+        Returns:
+            For each the value, and the ranks of the first of its equals and after the last.
+        """
+        if not self.high > self.low:
+            return [(np.float32(self.low), 0, self.size)] * len(ranks)
+        bins = [bisect.bisect_right(self._counts_below, rank) - 1 for rank in ranks]
+        self._fetch(set(bins))
+        found = []
+        for rank, b in zip(ranks, bins, strict=True):
+            (inside, _), before = self._inside[b], int(self._counts_below[b])
+            value = inside[rank - before]
+            first, end = (before + int(np.searchsorted(inside, value, side)) for side in ("left", "right"))
+            found.append((value, first, end))
+        return found
 
 
 def rounded_up(threshold: float) -> np.float32:

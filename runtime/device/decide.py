@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pcsr.runtime.decision import ALL_LIGHT, MAX_ITERATIONS, TOLERANCE
+from pcsr.runtime.decision import ALL_LIGHT, MAX_ITERATIONS, TOLERANCE, budget_counts
 from pcsr.runtime.device.arrays import DeviceArray, Stream
 
 __all__ = ["adaptive_on_device", "budget_on_device", "fixed_point_unit", "upload_small"]
@@ -89,23 +89,22 @@ def budget_on_device(
     Returns:
         (M - 1,) float32 thresholds on the device.
     """
-    n = difficulties.size
-    target = round(budget * n) * sum(steps)
-    if target == 0:
+    n, M = difficulties.size, len(steps) + 1
+    counts = budget_counts(n, budget, steps)
+    if not any(counts):
         return upload_small(stream, [float(ALL_LIGHT)] * len(steps), np.float32)
-    tried_sets = len(steps) * PIVOTS
-    extremes, _ = _extremes(stream, difficulties, fixed_point_unit(n, len(steps) + 1))
-    bounds, spent = stream.array((2 * len(steps),), np.uint32), stream.array((tried_sets,), np.uint64)
-    tried = stream.array((tried_sets, len(steps)), np.float32)
+    extremes, _ = _extremes(stream, difficulties, fixed_point_unit(n, M))
+    wanted = upload_small(stream, np.array(counts, dtype=np.uint64), np.uint64)
+    bounds = stream.array((2 * len(steps),), np.uint32)
+    tried, reached = (stream.array((len(steps) * PIVOTS,), kind) for kind in (np.float32, np.uint64))
     thresholds = stream.array((len(steps),), np.float32)
-    costs = upload_small(stream, np.array(steps, dtype=np.uint64), np.uint64)
-    stream.launch("budget_begin", 1, extremes, bounds, tried, spent)
+    stream.launch("budget_begin", 1, extremes, bounds, tried, reached)
     for _ in range(BUDGET_ROUNDS):
-        stream.launch("budget_pass", n, difficulties, n, tried, costs, spent)
-        stream.launch("budget_update", 1, target, bounds, tried, spent)
-    stream.launch("budget_ties", 1, extremes, bounds, tried, spent)
-    stream.launch("budget_pass", n, difficulties, n, tried, costs, spent)
-    stream.launch("budget_end", 1, target, tried, spent, thresholds)
+        stream.launch("budget_pass", n, difficulties, n, tried, reached)
+        stream.launch("budget_update", 1, wanted, bounds, tried, reached)
+    stream.launch("budget_ties", 1, bounds, tried, reached)
+    stream.launch("budget_pass", n, difficulties, n, tried, reached)
+    stream.launch("budget_end", 1, wanted, tried, reached, thresholds)
     return thresholds
 
 

@@ -169,16 +169,14 @@ _KERNELS = (
         "double* centres, u64* reached, float* thresholds, int* state",
         Threads.SINGLE,
     ),
-    Kernel("budget_begin", "const u32* extremes, u32* bounds, float* tried, u64* spent", Threads.SINGLE),
+    Kernel("budget_begin", "const u32* extremes, u32* bounds, float* tried, u64* reached", Threads.SINGLE),
+    Kernel("budget_pass", "const float* values, i64 n, const float* tried, u64* reached", Threads.PASS),
+    Kernel("budget_update", "const u64* wanted, u32* bounds, float* tried, u64* reached", Threads.SINGLE),
+    Kernel("budget_ties", "const u32* bounds, float* tried, u64* reached", Threads.SINGLE),
     Kernel(
-        "budget_pass",
-        "const float* values, i64 n, const float* tried, const u64* steps, u64* spent",
-        Threads.PASS,
-    ),
-    Kernel("budget_update", "u64 target, u32* bounds, float* tried, u64* spent", Threads.SINGLE),
-    Kernel("budget_ties", "const u32* extremes, const u32* bounds, float* tried, u64* spent", Threads.SINGLE),
-    Kernel(
-        "budget_end", "u64 target, const float* tried, const u64* spent, float* thresholds", Threads.SINGLE
+        "budget_end",
+        "const u64* wanted, const float* tried, const u64* reached, float* thresholds",
+        Threads.SINGLE,
     ),
     Kernel("count_classes", "const u8* classes, int n, u32* counts", Threads.CHUNK),
     Kernel("scan_counts", "int chunks, u32* counts, int* totals", Threads.SINGLE),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.device.kernels import CHUNK
-from pcsr.runtime.distribution import rounded_up, sum_rounded_up
+from pcsr.runtime.distribution import rounded_up
 
 __all__ = ["TWINS"]
 
@@ -257,33 +257,27 @@ def _pivot(low: int, high: int, p: int) -> int:
     return low + max((high - low) * (p + 1) // (PIVOTS + 1), 1)
 
 
-def _place_tried(classes: int, bounds: Array, tried: Array, spent: Array) -> None:
-    steps = classes - 1
-    table = tried[: steps * PIVOTS * steps].reshape(steps, PIVOTS, steps)
-    for j in range(steps):
+def _place_tried(classes: int, bounds: Array, tried: Array, reached: Array) -> None:
+    for j in range(classes - 1):
         low, high = map(int, bounds[2 * j : 2 * j + 2])
-        for p in range(PIVOTS):
-            offset = _value(_pivot(low, high, p)) - j
-            table[j, p] = [rounded_up(sum_rounded_up(offset, i)) for i in range(steps)]
-    spent[: steps * PIVOTS] = 0
+        tried[j * PIVOTS : (j + 1) * PIVOTS] = [_value(_pivot(low, high, p)) for p in range(PIVOTS)]
+    reached[: (classes - 1) * PIVOTS] = 0
 
 
-def budget_begin(classes: int, extremes: Array, bounds: Array, tried: Array, spent: Array) -> None:
+def budget_begin(classes: int, extremes: Array, bounds: Array, tried: Array, reached: Array) -> None:
     """Bounds around all keys, and the first pivots."""
     for j in range(classes - 1):
         bounds[2 * j], bounds[2 * j + 1] = int(extremes[0]) - 1, int(extremes[1]) + 1
-    _place_tried(classes, bounds, tried, spent)
+    _place_tried(classes, bounds, tried, reached)
 
 
-def budget_pass(classes: int, values: Array, n: int, tried: Array, steps: Array, spent: Array) -> None:
-    """What each set of thresholds spends."""
-    table = tried[: (classes - 1) ** 2 * PIVOTS].reshape(-1, classes - 1)
-    for k, thresholds in enumerate(table):
-        for step, threshold in zip(steps, thresholds, strict=False):
-            spent[k] += step * np.uint64(np.count_nonzero(values[:n] >= threshold))
+def budget_pass(classes: int, values: Array, n: int, tried: Array, reached: Array) -> None:
+    """How many values reach each pivot."""
+    for p in range((classes - 1) * PIVOTS):
+        reached[p] += np.uint64(np.count_nonzero(values[:n] >= tried[p]))
 
 
-def budget_update(classes: int, target: int, bounds: Array, tried: Array, spent: Array) -> None:
+def budget_update(classes: int, wanted: Array, bounds: Array, tried: Array, reached: Array) -> None:
     """Narrower bounds, and new pivots."""
     for j in range(classes - 1):
         low, high = map(int, bounds[2 * j : 2 * j + 2])
@@ -291,32 +285,28 @@ def budget_update(classes: int, target: int, bounds: Array, tried: Array, spent:
             continue
         for p in reversed(range(PIVOTS)):
             pivot = _pivot(low, high, p)
-            if int(spent[j * PIVOTS + p]) >= target:
+            if reached[j * PIVOTS + p] >= wanted[j]:
                 bounds[2 * j] = pivot
                 break
             bounds[2 * j + 1] = pivot
-    _place_tried(classes, bounds, tried, spent)
+    _place_tried(classes, bounds, tried, reached)
 
 
-def budget_ties(classes: int, extremes: Array, bounds: Array, tried: Array, spent: Array) -> None:
-    """Two sets of thresholds: with the values that are tied, and without."""
-    steps = classes - 1
-    offset = max(
-        _value(int(bounds[2 * j])) - j for j in range(steps) if int(bounds[2 * j]) >= int(extremes[0])
-    )
-    spent[: steps * PIVOTS] = 0
-    tried[: steps * steps * PIVOTS] = INFINITE
-    for i in range(steps):
-        threshold = sum_rounded_up(offset, i)
-        tried[i] = rounded_up(threshold)
-        tried[steps + i] = rounded_up(math.nextafter(threshold, math.inf))
+def budget_ties(classes: int, bounds: Array, tried: Array, reached: Array) -> None:
+    """Two thresholds for each class: with the values that are tied, and without."""
+    reached[: (classes - 1) * PIVOTS] = 0
+    for j in range(classes - 1):
+        key = int(bounds[2 * j])
+        tried[j * PIVOTS : (j + 1) * PIVOTS] = [_value(key), _value(key + 1), INFINITE]
 
 
-def budget_end(classes: int, target: int, tried: Array, spent: Array, thresholds: Array) -> None:
-    """The set that misses the target by less."""
-    steps = classes - 1
-    with_ties = int(spent[0]) - target <= target - int(spent[1])
-    thresholds[:steps] = tried[:steps] if with_ties else tried[steps : 2 * steps]
+def budget_end(classes: int, wanted: Array, tried: Array, reached: Array, thresholds: Array) -> None:
+    """The one that misses by less."""
+    for j in range(classes - 1):
+        with_ties, without = (int(reached[j * PIVOTS + p]) for p in (0, 1))
+        count = int(wanted[j])
+        dearer = with_ties - count <= count - without
+        thresholds[j] = tried[j * PIVOTS + (0 if dearer else 1)] if count else INFINITE
 
 
 def count_classes(classes: int, of: Array, n: int, counts: Array) -> None:

@@ -16,6 +16,7 @@ from pcsr.runtime import distribution
 from pcsr.runtime.decision import (
     ALL_LIGHT,
     adaptive_thresholds,
+    budget_counts,
     budget_thresholds,
     classes_by_k,
     classes_by_thresholds,
@@ -51,9 +52,8 @@ def difficulties(draw: st.DrawFn, *, exact_sums: bool) -> tuple[int, np.ndarray]
     if exact_sums:
         # Sums of such values are exact in any order, so that results must be equal to the last bit.
         return classes, draw(arrays_of(st.integers(0, top << 20).map(lambda n: n / (1 << 20)), 300))
-    # Below 2^-26 a difference to a whole number is no longer exact.
     elements = st.one_of(
-        st.floats(2**-26, top, width=32), st.sampled_from([0.0, *HALF, 1.0, 1.0 + 2**-23, float(top)])
+        st.floats(0, top, width=32), st.sampled_from([0.0, *HALF, 1.0, 1.0 + 2**-23, float(top)])
     )
     return classes, draw(arrays_of(elements, 60))
 
@@ -123,38 +123,45 @@ def test_a_value_on_a_midpoint_belongs_to_the_upper_cluster() -> None:
     assert np.bincount(classes_by_thresholds(values, thresholds)).tolist() == [100, 101, 101]
 
 
+@given(st.integers(1, 1 << 26), st.floats(0, 1), st.integers(2, 5).flatmap(ascending_costs))
+def test_of_the_pixels_that_reach_a_class_the_same_share_reaches_the_next(
+    n: int, budget: float, costs: list[int]
+) -> None:
+    steps = cost_steps(costs)
+    counts = budget_counts(n, budget, steps)
+    assert list(counts) == sorted(counts, reverse=True)
+    # The share that spends all of the budget, in exact arithmetic, lies where the counts say that it does.
+    target = Fraction(budget) * sum(steps)
+
+    def spent(share: Fraction) -> Fraction:
+        return sum(step * share**j for j, step in enumerate(steps, start=1))
+
+    low, high = Fraction(0), Fraction(1)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) <= target else (low, middle)
+    for j, count in enumerate(counts, start=1):
+        assert float(low**j) * n - 0.51 <= count <= float(high**j) * n + 0.51
+
+
+def test_a_budget_among_three_classes_is_spent_on_both() -> None:
+    # q + 3 q^2 = 0.25 * 4 at q = (sqrt(13) - 1) / 6.
+    assert budget_counts(10_000, 0.25, (1, 3)) == (4343, 1886)
+    assert budget_counts(10_000, 0.37, (1,)) == (3700,)
+
+
 @given(difficulties(exact_sums=False), st.floats(0, 1), st.data())
-def test_a_budget_is_spent_as_nearly_as_ties_allow(
+def test_each_class_is_reached_by_as_many_pixels_as_ties_allow(
     drawn: tuple[int, np.ndarray], budget: float, data: st.DataObject
 ) -> None:
     classes, values = drawn
-    costs = data.draw(ascending_costs(classes))
-    thresholds = budget_thresholds(values, budget, steps=cost_steps(costs))
+    steps = cost_steps(data.draw(ascending_costs(classes)))
+    thresholds = budget_thresholds(values, budget, steps=steps)
     assert list(thresholds) == sorted(thresholds)
     got = classes_by_thresholds(values, thresholds)
-
-    # Every total that thresholds one apart can spend, in exact arithmetic.
-    exact = [Fraction(float(value)) for value in values]
-
-    def spent(first: Fraction) -> int:
-        return sum(costs[sum(value >= first + j for j in range(classes - 1))] - costs[0] for value in exact)
-
-    totals = {0} | {spent(value - j) for value in exact for j in range(classes - 1)}
-    target = round(budget * values.size) * (costs[-1] - costs[0])
-    assert sum(costs[j] - costs[0] for j in got) == min(
-        totals, key=lambda total: (abs(total - target), -total)
-    )
-
-
-def test_thresholds_one_apart_are_not_brought_closer_by_rounding() -> None:
-    # With 2^-53 and 1 + 2^-53, which is 1 in double, 6 would be met exactly; one apart, 3 or 7 can be spent.
-    values = np.array([1, 1, 1, 0], dtype=np.float32)
-    assert classes_by_thresholds(values, budget_thresholds(values, 0.75, steps=(1, 1))).tolist() == [
-        2,
-        2,
-        2,
-        1,
-    ]
+    possible = {0} | {int((values >= value).sum()) for value in values}
+    for j, count in enumerate(budget_counts(values.size, budget, steps), start=1):
+        assert (got >= j).sum() == min(possible, key=lambda reached: (abs(reached - count), -reached))
 
 
 @given(probabilities, st.floats(0, 1))
@@ -197,8 +204,6 @@ def test_tiny_difficulties_are_spent_on_too() -> None:
         for share in range(6)
     ]
     assert spent == [0, 1, 2, 3, 4, 5]
-    # With three classes, one unit of rounding apart at class 2 they go together, and still all of it can be spent.
-    assert (classes_by_thresholds(values, budget_thresholds(values, 1, steps=(1, 3))) == 2).all()
 
 
 def test_a_budget_needs_costs_that_ascend() -> None:

@@ -167,21 +167,34 @@ def means(d: np.ndarray, M: int) -> list[np.float32]:
 def budget(d: np.ndarray, b: float, u: list[int]) -> list[np.float32]:
     """Section 5: the thresholds of a budget."""
     M, N = len(u), len(d)
-    target = round(b * N) * (u[-1] - u[0])
-    if target == 0:
-        return [F(np.inf)] * (M - 1)
+    steps = [1] if M == 2 else [u[j] - u[j - 1] for j in range(1, M)]
 
-    def spent(t: list[float]) -> int:
-        return sum((u[j] - u[j - 1]) * sum(float(x) >= t[j - 1] for x in d) for j in range(1, M))
+    def spent(q: float) -> float:
+        total = 0.0
+        for step in reversed(steps):
+            total = (total + step) * q
+        return total
 
-    def thresholds(tau: float) -> list[float]:
-        return [tau + (j - 1) for j in range(1, M)]
-
-    candidates = [float(x) - (j - 1) for x in d for j in range(1, M)]
-    dearer = thresholds(max(tau for tau in candidates if spent(thresholds(tau)) >= target))
-    cheaper = [math.nextafter(t, math.inf) for t in dearer]
-    chosen = dearer if spent(dearer) - target <= target - spent(cheaper) else cheaper
-    return [rounded_up(t) for t in chosen]
+    # The greatest double that the budget allows: what doubles there are is known from their bits.
+    low, high = 0, int(np.float64(1).view(np.int64))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if spent(float(np.int64(middle).view(np.float64))) <= b * sum(steps):
+            low = middle
+        else:
+            high = middle - 1
+    q, share, thresholds = float(np.int64(low).view(np.float64)), 1.0, []
+    descending = sorted(d, reverse=True)
+    for _ in steps:
+        share *= q
+        count = round(share * N)
+        if not count:
+            thresholds.append(F(np.inf))
+            continue
+        value = descending[count - 1]
+        too_many, too_few = int((d >= value).sum()) - count, count - int((d > value).sum())
+        thresholds.append(value if too_many <= too_few else np.nextafter(value, F(np.inf)))
+    return thresholds
 
 
 @pytest.fixture(scope="module")

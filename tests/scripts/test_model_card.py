@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import model_card
 import numpy as np
 import pytest
 import skimage.data
@@ -68,15 +68,11 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def run_script() -> Iterator[Run]:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import model_card
-
+def run_script() -> Run:
     def run(*words: object) -> Result:
         return CliRunner().invoke(model_card.main, [str(word) for word in words])
 
-    yield run
-    sys.path.remove(str(ROOT / "scripts"))
+    return run
 
 
 def write_sources(path: Path, pictures: list[Path], *, tier: str = "A") -> None:

@@ -118,60 +118,51 @@ extern "C" __global__ void means_update(
         place_thresholds(centres, thresholds);
 }
 
-// A budget. The greatest offset t is searched for with spent(t) >= target, where spent(t) is the sum over j of
-// steps[j] times the values at or above t + j. It is a value less some j: for every j there is a bisection over the
-// keys of float32, all in the same passes, PIVOTS at once. `bounds` (2 * STEPS): for every j the greatest key known
-// to spend enough and the least known not to; `tried` (TRIED, STEPS): thresholds; `spent` (TRIED).
+// A budget. For every class j + 1 the greatest value is searched for that at least wanted[j] values reach: a bisection
+// over the keys of float32, for all classes in the same passes, PIVOTS at once. `bounds` (2 * STEPS): for every
+// class the greatest key known to be reached by enough, and the least known not to; `tried` and `reached`
+// (STEPS * PIVOTS): thresholds, and how many values reach them.
 
 #define PIVOTS 3
 #define TRIED (STEPS * PIVOTS)
-
-// The smallest double no less than first + j: a rounded sum would let in values that lie below it.
-__device__ inline double sum_rounded_up(double first, double j) {
-    double sum = first + j, rest = sum - first;
-    double error = (first - (sum - rest)) + (j - rest);
-    return error > 0 ? nextafter(sum, (double)infinity()) : sum;
-}
 
 __device__ inline u32 pivot_of(const u32* bounds, int p) {
     u64 part = (u64)(bounds[1] - bounds[0]) * (p + 1) / (PIVOTS + 1);
     return bounds[0] + (part ? (u32)part : 1u);
 }
 
-__device__ inline void place_tried(const u32* bounds, float* tried, u64* spent) {
+__device__ inline void place_tried(const u32* bounds, float* tried, u64* reached) {
     for (int j = 0; j < STEPS; ++j)
         for (int p = 0; p < PIVOTS; ++p) {
-            double offset = (double)value_of(pivot_of(bounds + 2 * j, p)) - j;
-            for (int i = 0; i < STEPS; ++i) tried[(j * PIVOTS + p) * STEPS + i] = rounded_up(sum_rounded_up(offset, i));
-            spent[j * PIVOTS + p] = 0;
+            tried[j * PIVOTS + p] = value_of(pivot_of(bounds + 2 * j, p));
+            reached[j * PIVOTS + p] = 0;
         }
 }
 
-extern "C" __global__ void budget_begin(const u32* extremes, u32* bounds, float* tried, u64* spent) {
+extern "C" __global__ void budget_begin(const u32* extremes, u32* bounds, float* tried, u64* reached) {
     if (thread_index() != 0) return;
     for (int j = 0; j < STEPS; ++j) {
         bounds[2 * j] = extremes[0] - 1;
         bounds[2 * j + 1] = extremes[1] + 1;
     }
-    place_tried(bounds, tried, spent);
+    place_tried(bounds, tried, reached);
 }
 
-extern "C" __global__ void budget_pass(
-    const float* values, i64 n, const float* tried, const u64* steps, u64* spent) {
-    float at[TRIED * STEPS];
-    u64 each[STEPS], sums[TRIED];
-    for (int k = 0; k < TRIED * STEPS; ++k) at[k] = tried[k];
-    for (int i = 0; i < STEPS; ++i) each[i] = steps[i];
-    for (int k = 0; k < TRIED; ++k) sums[k] = 0;
+extern "C" __global__ void budget_pass(const float* values, i64 n, const float* tried, u64* reached) {
+    float at[TRIED];
+    u32 counts[TRIED];
+    for (int k = 0; k < TRIED; ++k) {
+        at[k] = tried[k];
+        counts[k] = 0;
+    }
     for (i64 i = thread_index(); i < n; i += thread_count()) {
         float value = values[i];
-        for (int k = 0; k < TRIED; ++k)
-            for (int j = 0; j < STEPS; ++j) sums[k] += value >= at[k * STEPS + j] ? each[j] : 0;
+        for (int k = 0; k < TRIED; ++k) counts[k] += value >= at[k] ? 1 : 0;
     }
-    for (int k = 0; k < TRIED; ++k) add_over_block(sums[k], &spent[k]);
+    for (int k = 0; k < TRIED; ++k) add_over_block(counts[k], &reached[k]);
 }
 
-extern "C" __global__ void budget_update(u64 target, u32* bounds, float* tried, u64* spent) {
+extern "C" __global__ void budget_update(const u64* wanted, u32* bounds, float* tried, u64* reached) {
     if (thread_index() != 0) return;
     for (int j = 0; j < STEPS; ++j) {
         u32* bound = bounds + 2 * j;
@@ -179,7 +170,7 @@ extern "C" __global__ void budget_update(u64 target, u32* bounds, float* tried, 
         u32 enough = bound[0], not_enough = bound[1];
         for (int p = PIVOTS - 1; p >= 0; --p) {
             u32 pivot = pivot_of(bound, p);
-            if (spent[j * PIVOTS + p] >= target) {
+            if (reached[j * PIVOTS + p] >= wanted[j]) {
                 enough = pivot;
                 break;
             }
@@ -188,29 +179,28 @@ extern "C" __global__ void budget_update(u64 target, u32* bounds, float* tried, 
         bound[0] = enough;
         bound[1] = not_enough;
     }
-    place_tried(bounds, tried, spent);
+    place_tried(bounds, tried, reached);
 }
 
-// All values tied at a threshold go one way: two sets are tried, with them and without.
-extern "C" __global__ void budget_ties(const u32* extremes, const u32* bounds, float* tried, u64* spent) {
+// All values tied at a threshold go one way: for each class two are tried, with them and without.
+extern "C" __global__ void budget_ties(const u32* bounds, float* tried, u64* reached) {
     if (thread_index() != 0) return;
-    double offset = -infinity();
+    for (int k = 0; k < TRIED; ++k) {
+        tried[k] = infinity();
+        reached[k] = 0;
+    }
     for (int j = 0; j < STEPS; ++j) {
-        double found = (double)value_of(bounds[2 * j]) - j;
-        if (bounds[2 * j] >= extremes[0] && found > offset) offset = found;
-    }
-    for (int k = 0; k < TRIED; ++k) spent[k] = 0;
-    for (int i = 0; i < TRIED * STEPS; ++i) tried[i] = infinity();
-    for (int i = 0; i < STEPS; ++i) {
-        double threshold = sum_rounded_up(offset, i);
-        tried[i] = rounded_up(threshold);
-        tried[STEPS + i] = rounded_up(nextafter(threshold, (double)infinity()));
+        tried[j * PIVOTS] = value_of(bounds[2 * j]);
+        tried[j * PIVOTS + 1] = value_of(bounds[2 * j] + 1);
     }
 }
 
-extern "C" __global__ void budget_end(u64 target, const float* tried, const u64* spent, float* thresholds) {
+extern "C" __global__ void budget_end(
+    const u64* wanted, const float* tried, const u64* reached, float* thresholds) {
     if (thread_index() != 0) return;
-    // The way that misses by less, the dearer one if both miss by the same.
-    const float* chosen = spent[0] - target <= target - spent[1] ? tried : tried + STEPS;
-    for (int i = 0; i < STEPS; ++i) thresholds[i] = chosen[i];
+    for (int j = 0; j < STEPS; ++j) {
+        // The way that misses by less, the dearer one if both miss by the same.
+        bool dearer = reached[j * PIVOTS] - wanted[j] <= wanted[j] - reached[j * PIVOTS + 1];
+        thresholds[j] = wanted[j] == 0 ? infinity() : tried[j * PIVOTS + (dearer ? 0 : 1)];
+    }
 }
