@@ -52,8 +52,15 @@ def _open_tensorrt(bundle: Bundle, wanted: Wanted) -> DeviceBackend:
     )
 
 
-def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend:
-    return open_onnxruntime(bundle, device=wanted.device, precision=wanted.precision, threads=wanted.threads)
+def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend | DeviceBackend:
+    return open_onnxruntime(
+        bundle,
+        device=wanted.device,
+        precision=wanted.precision,
+        threads=wanted.threads,
+        memory_limit=wanted.memory_limit,
+        tile=wanted.tile,
+    )
 
 
 # Fastest first: "auto" takes the first that works on the device.

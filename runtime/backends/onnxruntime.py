@@ -1,4 +1,4 @@
-"""The portable backend: ONNX Runtime, on the CPU or through CUDA.
+"""The portable backend: ONNX Runtime, on the CPU, or on a GPU with all routing there (`pcsr.runtime.device`).
 
 On the CPU the backbone runs on all threads of its session; the per-pixel networks run single-threaded
 sessions, called from the upscaler's workers on blocks that stay in cache. That is faster than ONNX Runtime's
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from pcsr.runtime.backends.graphs import GraphBackend, Run
+from pcsr.runtime.backends.protocol import Backend, DeviceBackend
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, OptionError
 
@@ -20,26 +21,51 @@ __all__ = ["open_model", "open_onnxruntime", "parse_device"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Measured (docs/performance.md): blocks of 8k to 32k pixels and chunks of 2k to 4k rows are equally fast.
 CPU_BLOCK, CPU_CHUNK = 1 << 14, 1 << 12
-# A GPU wants enough pixels to fill it; 2^20 rows of a heavy layer take 300 MB.
-CUDA_BLOCK, CUDA_CHUNK = 1 << 20, 1 << 20
 
 
-def open_onnxruntime(bundle: Bundle, *, device: str, precision: str, threads: int) -> GraphBackend:
+def open_onnxruntime(
+    bundle: Bundle,
+    *,
+    device: str,
+    precision: str,
+    threads: int,
+    memory_limit: int | None = None,
+    tile: int | None = None,
+) -> Backend | DeviceBackend:
     """Open a bundle's graphs in ONNX Runtime; arguments and errors as for `open_backend`."""
     kind, index = parse_device(device)
-    provider = PROVIDERS[kind]
     if precision == "auto":
         precision = _fastest(bundle, kind)
-    files = bundle.graphs(precision)
-    ort = _import(provider)
+    bundle.graphs(precision)
+    if kind == "cpu":
+        return _open_on_cpu(bundle, precision, threads)
+    ort = _import(PROVIDERS[kind])
+    # Imported here: CuPy loads hundreds of megabytes of libraries.
+    from pcsr.runtime.device.cupy_device import CupyDevice
+    from pcsr.runtime.device.onnxruntime import OnnxRuntimeGraphs
+    from pcsr.runtime.device.road import DeviceRoad
+
+    on = CupyDevice(index, classes=bundle.manifest.classes, memory_limit=memory_limit)
+    used = [precision, *(p for p in ("fp32",) if precision == "fp16" and p in bundle.precisions)]
+    return DeviceRoad(
+        bundle,
+        on,
+        {each: OnnxRuntimeGraphs(ort, bundle, on, precision=each) for each in used},
+        name="onnxruntime",
+        provider=PROVIDERS[kind],
+        precision=precision,
+        asked=device,
+        tile=tile,
+    )
+
+
+def _open_on_cpu(bundle: Bundle, precision: str, threads: int) -> GraphBackend:
+    provider = PROVIDERS["cpu"]
+    files, ort = bundle.graphs(precision), _import(provider)
 
     def open_graph(name: str) -> Run:
         where = f"graph {name} ({bundle.path / files[name].path})"
-        provider_options = {"device_id": index} if kind == "cuda" else {}
-        session_threads = threads if name == "backbone" else 1
-        session = _session(
-            ort, bundle.read(files[name]), where, (provider, provider_options), session_threads
-        )
+        session = _session(ort, bundle.read(files[name]), where, threads if name == "backbone" else 1)
         return lambda feed: session.run(None, feed)
 
     return GraphBackend(
@@ -48,9 +74,9 @@ def open_onnxruntime(bundle: Bundle, *, device: str, precision: str, threads: in
         name="onnxruntime",
         provider=provider,
         precision=precision,
-        device=device,
-        block=CPU_BLOCK if kind == "cpu" else CUDA_BLOCK,
-        chunk=CPU_CHUNK if kind == "cpu" else CUDA_CHUNK,
+        device="cpu",
+        block=CPU_BLOCK,
+        chunk=CPU_CHUNK,
     )
 
 
@@ -65,8 +91,7 @@ def open_model(model: bytes, where: str, *, threads: int = 1) -> Run:
     Raises:
         BackendError: ONNX Runtime is missing or refuses the graph.
     """
-    provider = PROVIDERS["cpu"]
-    session = _session(_import(provider), model, where, (provider, {}), threads)
+    session = _session(_import(PROVIDERS["cpu"]), model, where, threads)
     return lambda feed: session.run(None, feed)
 
 
@@ -117,9 +142,7 @@ def _import(provider: str) -> ModuleType:
     return module
 
 
-def _session(
-    ort: ModuleType, model: bytes, where: str, provider: tuple[str, dict[str, Any]], threads: int
-) -> Any:
+def _session(ort: ModuleType, model: bytes, where: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -130,13 +153,6 @@ def _session(
     # Threads that spin while they wait would take the cores from the workers of the other stages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(model, options, providers=[provider])
+        return ort.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
         raise BackendError(f"ONNX Runtime refuses {where}: {error}") from error
-    got = session.get_providers()
-    if got[0] != provider[0]:
-        raise BackendError(
-            f"{where} was to run on {provider[0]} and ONNX Runtime gave {', '.join(got)}; its message above this "
-            "one says why (often a CUDA or cuDNN library of another version)"
-        )
-    return session

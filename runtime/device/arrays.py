@@ -6,16 +6,19 @@ Two kinds exist: a GPU through CuPy (`cupy_device`), and one that is simulated i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pcsr.runtime.backends.profiles import Limits
 
-__all__ = ["AllocationError", "Device", "DeviceArray", "Download", "Graphs", "Session", "Stream"]
+__all__ = ["AllocationError", "Device", "DeviceArray", "Download", "Graphs", "Session", "Stream", "aligned"]
+
+# What memory from CUDA is aligned to.
+ALIGNMENT = 256
 
 
 class AllocationError(Exception):
@@ -72,6 +75,10 @@ class Download(Protocol):
 class Stream(Protocol):
     """Work in order. What is freed is used again by this stream alone, so nothing need be waited for."""
 
+    @property
+    def pointer(self) -> int:
+        """What CUDA knows it by; 0 where it is no stream of CUDA."""
+
     def array(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray:
         """Uninitialised memory.
 
@@ -85,11 +92,17 @@ class Stream(Protocol):
     def download(self, array: DeviceArray) -> Download:
         """Begin a copy to the host."""
 
+    def copy(self, array: DeviceArray, to: DeviceArray) -> None:
+        """Copy within the device."""
+
     def zero(self, array: DeviceArray) -> None:
         """Set every byte to 0."""
 
     def launch(self, kernel: str, elements: int, *arguments: DeviceArray | float) -> None:
         """Run a kernel of `kernels.KERNELS` over so many elements."""
+
+    def hand_over(self, name: str, work: Callable[..., None], *arrays: DeviceArray) -> None:
+        """Let a library enqueue work of its own: work(*addresses of the arrays), in this stream's order."""
 
     def mark(self) -> Any:
         """The present end of this stream's work, as a point in time."""
@@ -101,12 +114,34 @@ class Stream(Protocol):
         """Wait until everything is done."""
 
 
+def aligned(array: DeviceArray, stream: Stream) -> DeviceArray:
+    """The array, or a copy where it begins at an address that libraries do not take.
+
+    A part of an array begins anywhere; what a pool gives out is aligned.
+    """
+    if array.offset % ALIGNMENT == 0:
+        return array
+    copy = stream.array(array.shape, array.dtype)
+    stream.copy(array, copy)
+    return copy
+
+
 class Device(Protocol):
-    """Memory and streams. Safe to use from several threads; a stream by one at a time."""
+    """Memory and streams. Safe to use from several threads; a stream by one at a time.
+
+    Attributes:
+        name: of the device.
+        kind: "cuda", or "cpu" where addresses are the host's.
+        index: among those of its kind.
+        memory: bytes, in all.
+        memory_limit: bytes that all arrays together may take.
+    """
 
     name: str
+    kind: Literal["cpu", "cuda"]
+    index: int
+    memory: int
     memory_limit: int
-    """Bytes that all arrays together may take."""
 
     def stream(self) -> Stream:
         """A new stream."""
@@ -158,6 +193,9 @@ class Session(Protocol):
         Raises:
             BackendError: it cannot be run.
         """
+
+    def release(self) -> None:
+        """Free memory that only saves time."""
 
 
 class Graphs(Protocol):

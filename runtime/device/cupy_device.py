@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -78,10 +78,11 @@ class CupyDevice:
             BackendError: CuPy is missing or finds no such GPU.
         """
         self._cupy = _import()
+        self.kind: Literal["cpu", "cuda"] = "cuda"
         self.index = index
         try:
             with self.current():
-                total = int(self._cupy.cuda.runtime.memGetInfo()[1])
+                self.memory = int(self._cupy.cuda.runtime.memGetInfo()[1])
                 capability = int(self._cupy.cuda.Device(index).compute_capability)
                 module = self._cupy.cuda.Module()
                 module.load(compile_for(self._cupy.cuda.nvrtc, classes, capability))
@@ -93,7 +94,7 @@ class CupyDevice:
                 f"CuPy {self._cupy.__version__} cannot use GPU {index}: {error}; pcsr-doctor says what is missing"
             ) from error
         self.name = f"cuda:{index}"
-        self.memory_limit = int(total * SHARE_OF_MEMORY) if memory_limit is None else memory_limit
+        self.memory_limit = int(self.memory * SHARE_OF_MEMORY) if memory_limit is None else memory_limit
         self._pool = self._cupy.cuda.MemoryPool()
         with self.current():
             self._pool.set_limit(size=self.memory_limit)
@@ -209,14 +210,40 @@ class _Stream:
             # The source stays allocated until it is copied.
             return _Download(self.handle.record(), out, array)
 
-    def copy(self, source_array: DeviceArray, to: DeviceArray) -> None:
+    def current(self) -> AbstractContextManager[None]:
+        """The stream's GPU as the calling thread's."""
+        return self._device.current()
+
+    def record(self, work: Callable[[], bool]) -> Any:
+        """What `work` enqueues, as a CUDA graph that `replay` launches; nothing runs now.
+
+        Raises:
+            Exception: of CUDA, where something in it cannot be recorded; RuntimeError: `work` gives False.
+        """
+        mode = self._cupy.cuda.runtime.streamCaptureModeThreadLocal
+        with self._device.current():
+            self.handle.begin_capture(mode)
+            try:
+                worked = work()
+            finally:
+                graph = self.handle.end_capture()
+        if not worked:
+            raise RuntimeError("the context fails while it is recorded")
+        return graph
+
+    def replay(self, graph: Any) -> None:
+        """Launch a recorded graph."""
+        with self._device.current():
+            graph.launch(self.handle)
+
+    def copy(self, array: DeviceArray, to: DeviceArray) -> None:
         """Within the device."""
         runtime = self._cupy.cuda.runtime
         with self._device.current():
             runtime.memcpyAsync(
                 _address(to),
-                _address(source_array),
-                source_array.nbytes,
+                _address(array),
+                array.nbytes,
                 runtime.memcpyDeviceToDevice,
                 self.handle.ptr,
             )
@@ -236,6 +263,16 @@ class _Stream:
         grid, block = (KERNELS[kernel].grid(elements),), (THREADS,)
         with self._device.current():
             self._device._kernels[kernel](grid, block, values, 0, self.handle)
+
+    @property
+    def pointer(self) -> int:
+        """Of the stream."""
+        return int(self.handle.ptr)
+
+    def hand_over(self, name: str, work: Callable[..., None], *arrays: DeviceArray) -> None:
+        """At once: a library that enqueues on this stream keeps its order by itself."""
+        with self._device.current():
+            work(*(_address(array) for array in arrays))
 
     def mark(self) -> Any:
         """An event."""

@@ -28,6 +28,12 @@ class Lane:
             self._sessions[precision] = self._graphs[precision].session(self.work)
         return self._sessions[precision]
 
+    def release(self) -> None:
+        """Wait for its work, and free what only saves time."""
+        self.work.synchronise()
+        for session in self._sessions.values():
+            session.release()
+
 
 class Lanes:
     """A bounded pool of lanes."""

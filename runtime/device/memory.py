@@ -75,11 +75,16 @@ def make_plan(
     planes = 1 if manifest.classes == 2 else manifest.classes
     table = sum(manifest.table_channels) * table_bytes
     windows = [piece.tile.window.pixels for piece in pieces]
+    working = manifest.working_bytes * table_bytes // 4
+    # Two layers of the widest per-pixel network; the first is as wide as its table.
+    block_bytes = BLOCK_BYTES + 4 * planes + 2 * max(manifest.table_channels) * table_bytes
     largest = max(
         piece.tile.window.pixels * (table + 12)
-        # Classes of all blocks, and the rest for one block at a time.
-        + 2 * piece.tile.hr.pixels
-        + max(block.pixels for block in piece.blocks()) * (BLOCK_BYTES + 4 * planes)
+        + max(
+            piece.tile.window.pixels * working,
+            # Classes of all blocks, and the rest for one block at a time.
+            2 * piece.tile.hr.pixels + max(block.pixels for block in piece.blocks()) * block_bytes,
+        )
         for piece in pieces
     )
     once = int((fixed_bytes + largest) * POOL_OVERHEAD)

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -35,7 +35,7 @@ class Event:
     """Something that a stream was asked to do.
 
     Attributes:
-        kind: "allocate", "upload", "download", "zero", "launch", "call", "mark" or "wait".
+        kind: "allocate", "upload", "download", "copy", "zero", "launch", "call", "mark" or "wait".
         stream: number of the stream.
         name: of the kernel or call.
         bytes: allocated or copied.
@@ -99,6 +99,9 @@ class SimulatedDevice:
     launch: Launch | None = None
     refuse: Callable[[int], bool] = lambda _: False
     name: str = "simulated"
+    kind: Literal["cpu", "cuda"] = "cpu"
+    index: int = 0
+    memory: int = 1 << 40
     events: list[Event] = field(default_factory=list)
     allocated: int = 0
     peak: int = 0
@@ -160,6 +163,11 @@ class SimulatedStream:
         self._waiting: deque[Callable[[], None]] = deque()
         self._given = self._done = 0
 
+    @property
+    def pointer(self) -> int:
+        """CUDA knows nothing of it."""
+        return 0
+
     def _note(self, kind: str, name: str = "", nbytes: int = 0) -> None:
         self._device.events.append(Event(kind, self._number, name, nbytes))
 
@@ -193,6 +201,10 @@ class SimulatedStream:
         out = np.empty(array.shape, array.dtype)
         self.call("download", lambda values: np.copyto(out, values), array, kind="download")
         return _Download(self, self._given, out)
+
+    def copy(self, array: DeviceArray, to: DeviceArray) -> None:
+        """Within the device."""
+        self.call("copy", lambda values, place: np.copyto(place, values), array, to, kind="copy")
 
     def zero(self, array: DeviceArray) -> None:
         """Set every byte to 0."""
@@ -228,6 +240,10 @@ class SimulatedStream:
         with self._device.lock:
             self._note(kind, name, sum(array.nbytes for array in arrays))
             self._later(lambda: work(*views))
+
+    def hand_over(self, name: str, work: Callable[..., None], *arrays: DeviceArray) -> None:
+        """Later, as everything."""
+        self.call(name, lambda *views: work(*(view.ctypes.data for view in views)), *arrays)
 
     def mark(self) -> _Mark:
         """The present end."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -41,33 +39,6 @@ def test_a_missing_onnx_runtime_names_the_extra(small_bundle: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"pip install 'pcsr\[cpu\]'"):
         Upscaler.open(small_bundle)
-
-
-def test_a_session_that_got_another_provider_is_an_error() -> None:
-    import onnxruntime
-
-    class Fallen(onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
-        """What ONNX Runtime does when a CUDA library is missing: it warns and takes the CPU."""
-
-        def __init__(self, model: bytes, options: Any, providers: list[Any]) -> None:
-            super().__init__(model, options, providers=["CPUExecutionProvider"])
-
-    module = SimpleNamespace(
-        SessionOptions=onnxruntime.SessionOptions, InferenceSession=Fallen, __version__="test"
-    )
-    with pytest.raises(BackendError, match="was to run on CUDAExecutionProvider and ONNX Runtime gave CPU"):
-        backend._session(module, _identity(), "graph backbone", ("CUDAExecutionProvider", {}), 1)
-
-
-def _identity() -> bytes:
-    from pcsr.export.writer import GraphWriter
-
-    g = GraphWriter("identity", "for a test")
-    g.input("x", ("n",), "anything")
-    g.node("Identity", ["x"], "y")
-    g.output("y", ("n",), "the same")
-    content: bytes = g.model({}).SerializeToString()
-    return content
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_named() -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from pcsr.runtime import Upscaler
-from pcsr.runtime.backends.onnxruntime import open_model
 from pcsr.runtime.backends.profiles import Limits
 from pcsr.runtime.bundle import Bundle, read_bundle
-from pcsr.runtime.device.arrays import DeviceArray
+from pcsr.runtime.device.arrays import DeviceArray, Session
 from pcsr.runtime.device.kernels import KERNELS, THREADS, Parameter, source
+from pcsr.runtime.device.onnxruntime import OnnxRuntimeGraphs
 from pcsr.runtime.device.road import DeviceRoad
 from pcsr.runtime.device.simulated import SimulatedDevice, SimulatedStream
 
@@ -86,52 +86,20 @@ def _argument(parameter: Parameter, argument: Any) -> Any:
     return np.ctypeslib.as_ctypes_type(parameter.dtype)(argument)
 
 
-class OrtSession:
-    """ONNX Runtime's graphs as engines of a simulated device."""
-
-    def __init__(self, graphs: OrtGraphs, stream: SimulatedStream) -> None:
-        self._graphs, self._stream = graphs, stream
-
-    def run(
-        self,
-        graph: str,
-        inputs: Mapping[str, DeviceArray],
-        outputs: Sequence[DeviceArray],
-        *,
-        profile: int = 0,
-    ) -> None:
-        self._graphs.check(graph, {name: array.shape for name, array in inputs.items()}, profile)
-        names = list(inputs)
-
-        def work(*views: np.ndarray) -> None:
-            feed = dict(zip(names, views[: len(names)], strict=True))
-            made = self._graphs.model(graph)(feed)
-            for out, values in zip(views[len(names) :], made, strict=True):
-                assert out.shape == values.shape
-                assert out.dtype == values.dtype
-                out[...] = values
-            if self._graphs.spoil is not None:
-                self._graphs.spoil(graph, feed, views[len(names) :])
-
-        self._stream.call(graph, work, *inputs.values(), *outputs)
-
-
-class OrtGraphs:
-    """One precision of a bundle. `spoil(graph, inputs, outputs)` may change what a graph gives."""
+class CheckedGraphs(OnnxRuntimeGraphs):
+    """ONNX Runtime's graphs within limits as engines have them. `spoil(graph, inputs, outputs)` may change what a
+    graph gives."""
 
     def __init__(
-        self, bundle: Bundle, precision: str, limits: Limits, spoil: Callable[..., None] | None
+        self,
+        bundle: Bundle,
+        device: SimulatedDevice,
+        precision: str,
+        limits: Limits,
+        spoil: Callable[..., None] | None,
     ) -> None:
-        self.precision, self.limits, self.spoil = precision, limits, spoil
-        self._bundle, self._models = bundle, {}
-        self._lock = threading.Lock()
-
-    def model(self, graph: str) -> Callable[..., Any]:
-        with self._lock:
-            if graph not in self._models:
-                file = self._bundle.graphs(self.precision)[graph]
-                self._models[graph] = open_model(self._bundle.read(file), graph)
-        return self._models[graph]
+        super().__init__(onnxruntime, bundle, device, precision=precision, limits=limits)
+        self.spoil = spoil
 
     def check(self, graph: str, shapes: Mapping[str, tuple[int, ...]], profile: int) -> None:
         """As an engine would: no shape outside of the profile."""
@@ -149,11 +117,34 @@ class OrtGraphs:
             assert 1 <= shapes["pixel"][0] <= self.limits.points
             assert shapes["table"][0] <= self.limits.flat
 
-    def session(self, stream: SimulatedStream) -> OrtSession:
-        return OrtSession(self, stream)
+    def session(self, stream: SimulatedStream) -> CheckedSession:
+        return CheckedSession(self, super().session(stream), stream)
 
-    def close(self) -> None:
-        self._models.clear()
+
+class CheckedSession:
+    def __init__(self, graphs: CheckedGraphs, session: Session, stream: SimulatedStream) -> None:
+        self._graphs, self._session, self._stream = graphs, session, stream
+
+    def run(
+        self,
+        graph: str,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Sequence[DeviceArray],
+        *,
+        profile: int = 0,
+    ) -> None:
+        self._graphs.check(graph, {name: array.shape for name, array in inputs.items()}, profile)
+        self._session.run(graph, inputs, outputs, profile=profile)
+        if (spoil := self._graphs.spoil) is None:
+            return
+
+        def work(*views: np.ndarray) -> None:
+            spoil(graph, dict(zip(inputs, views, strict=False)), views[len(inputs) :])
+
+        self._stream.call("spoil", work, *inputs.values(), *outputs)
+
+    def release(self) -> None:
+        self._session.release()
 
 
 LIMITS = Limits(
@@ -178,9 +169,9 @@ def open_simulated() -> Iterator[Callable[..., tuple[Upscaler, SimulatedDevice]]
     ) -> tuple[Upscaler, SimulatedDevice]:
         bundle = read_bundle(folder)
         simulated = SimulatedDevice(bundle.manifest.classes, **device)
-        graphs = {precision: OrtGraphs(bundle, precision, limits, spoil)}
+        graphs = {precision: CheckedGraphs(bundle, simulated, precision, limits, spoil)}
         if exact:
-            graphs["fp32"] = OrtGraphs(bundle, "fp32", limits, None)
+            graphs["fp32"] = CheckedGraphs(bundle, simulated, "fp32", limits, None)
         road = DeviceRoad(
             bundle,
             simulated,
