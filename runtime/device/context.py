@@ -85,7 +85,8 @@ class Context:
 
     def execute(self, stream: Any) -> bool:
         """Enqueue what was prepared."""
-        return bool(self._handle.execute_async_v3(stream.pointer))
+        context = self._handle
+        return bool(context.execute_async_v3(stream.pointer))
 
     def is_recordable(self, stream: Any) -> bool:
         """Whether a CUDA graph can be made of it: TensorRT-RTX says so, others show it when it is tried."""

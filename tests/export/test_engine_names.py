@@ -19,12 +19,19 @@ ALL = (*FULL, "rtx")
 SERVES: Mapping[str, tuple[str, ...]] = {"export/tensorrt/weak_types.py": ("8.6",)}
 
 # Names that a source asks for before it uses them (hasattr, __members__, or by flavour), and where they are.
+FROM_10: tuple[str, ...] = ("10.0", "10", "11.0", "11", "rtx")
 ASKED_FOR: Mapping[str, tuple[str, ...]] = {
-    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ("10.0", "10", "11.0", "11", "rtx"),
-    "IProgressMonitor": ("10.0", "10", "11.0", "11", "rtx"),
-    "IBuilderConfig.progress_monitor": ("10.0", "10", "11.0", "11", "rtx"),
-    "ParserError.node_name": ("10.0", "10", "11.0", "11", "rtx"),
-    "ParserError.node_operator": ("10.0", "10", "11.0", "11", "rtx"),
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": FROM_10,
+    "IProgressMonitor": FROM_10,
+    "IBuilderConfig.progress_monitor": FROM_10,
+    "ParserError.node_name": FROM_10,
+    "ParserError.node_operator": FROM_10,
+    "ExecutionContextAllocationStrategy": FROM_10,
+    "ExecutionContextAllocationStrategy.USER_MANAGED": FROM_10,
+    "ICudaEngine.create_execution_context_without_device_memory": ("8.6", "10.0", "10"),
+    "ICudaEngine.device_memory_size": ("8.6", "10.0", "10"),
+    "IExecutionContext.update_device_memory_size_for_shapes": FROM_10,
+    "IExecutionContext.is_stream_capturable": ("rtx",),
     "ComputeCapability": ("rtx",),
     "IBuilderConfig.num_compute_capabilities": ("rtx",),
     "IBuilderConfig.set_compute_capability": ("rtx",),
@@ -39,6 +46,9 @@ OBJECTS: Mapping[str, str] = {
     "shapes": "IOptimizationProfile",
     "layer": "ILayer",
     "error": "ParserError",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
 }
 
 
@@ -56,7 +66,7 @@ def used(source: str) -> Iterator[str]:
             continue
         if inner.id == "trt":
             yield ".".join(parts)
-        elif inner.id in OBJECTS and len(parts) == 1:
+        elif inner.id in OBJECTS:
             yield f"{OBJECTS[inner.id]}.{parts[0]}"
 
 
