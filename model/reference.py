@@ -313,26 +313,29 @@ def _classes_budget(
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The most difficult pixels get the budget, a share of what is between all light and all heaviest.
 
-    Of the pixels that reach a class the same share q goes on to the next, so n * q^j reach class j; q is the greatest
-    that the budget allows, and for two classes the budget itself. Pixels of one difficulty go together, so
-    that the number is missed by as little as can be, and upwards where both ways are as near.
+    Each step from a class to the next gets the same part of the budget, or what all pixels need to take it if that is
+    less; no step is taken by more pixels than the one before. Pixels of one difficulty go together, so that the
+    number is missed by as little as can be, and upwards where both ways are as near.
     """
     n, steps = difficulty.numel(), [heavier - lighter for lighter, heavier in itertools.pairwise(costs)]
     if len(steps) == 1:
-        share = budget
+        shares = [budget]
     else:
-        share, beyond = 0.0, math.nextafter(1.0, 2.0)
-        while share < (middle := (share + beyond) / 2) < beyond:
-            spent = sum(step * middle**j for j, step in enumerate(steps, start=1))
-            share, beyond = (middle, beyond) if spent <= budget * sum(steps) else (share, middle)
+        # What the steps cost when each may spend `part` rises with it: halve until the doubles end.
+        dearest = [max(steps[: j + 1]) for j in range(len(steps))]
+        part, beyond = 0.0, math.nextafter(float(dearest[-1]), math.inf)
+        while part < (middle := (part + beyond) / 2) < beyond:
+            spent = sum(step * min(1.0, middle / most) for step, most in zip(steps, dearest, strict=True))
+            part, beyond = (middle, beyond) if spent <= budget * sum(steps) else (part, middle)
+        shares = [min(1.0, part / most) for most in dearest]
     exact = difficulty.double()
     values, counts = torch.unique(exact, return_counts=True)
     # Thresholds that can be, from none reached to the least value, and how many pixels reach each.
     thresholds = torch.cat([values, values.new_tensor([math.inf])]).flip(0)
     reaching = torch.cat([counts.new_zeros(1), counts.flip(0).cumsum(0)])
     chosen = []
-    for j in range(1, len(costs)):
-        missed = (reaching - round(share**j * n)).abs()
+    for share in shares:
+        missed = (reaching - round(share * n)).abs()
         chosen.append(thresholds[(missed == missed.min()).nonzero()[-1, 0]])
     found = torch.stack(chosen)
     return (exact[:, None] >= found).sum(dim=1).to(torch.uint8), tuple(found.tolist())

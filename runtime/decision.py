@@ -180,33 +180,24 @@ def cost_steps(upsamplers: Sequence[int]) -> tuple[int, ...]:
 def budget_counts(n: int, budget: float, steps: Sequence[int]) -> tuple[int, ...]:
     """How many pixels are to reach each class but the lightest, so that a share of the adjustable cost is spent.
 
-    Of the pixels that reach a class, the same share q goes on to the next: round(q^j * n) reach class j, where q
-    is the greatest double with sum_j steps_j * q^j <= budget * sum_j steps_j. For two classes q is the budget.
+    Each step from a class to the next is given the same part of the budget. A step that all pixels can take for less
+    leaves the rest to the others, and none is taken by more pixels than the one before it.
 
     Args:
         n: pixels.
         budget: 0 (all light) to 1 (all in the heaviest class).
         steps: of `cost_steps`.
     """
-
-    def spent(q: float) -> float:
-        total = 0.0
-        for step in reversed(steps):
-            total = (total + step) * q
-        return total
-
-    target = budget * sum(steps)
-    share, beyond = 0.0, math.nextafter(1.0, 2.0)
-    while share < (middle := (share + beyond) / 2) < beyond:
-        if spent(middle) <= target:
-            share = middle
-        else:
-            beyond = middle
-    counts, reaching = [], 1.0
-    for _ in steps:
-        reaching *= share
-        counts.append(round(reaching * n))
-    return tuple(counts)
+    # Where a step is cheaper than one before it, as many pixels take both.
+    full = tuple(itertools.accumulate(steps, max))
+    target, part = budget * sum(steps), 0.0
+    for first, enough in enumerate(full):
+        # All pixels take the steps before this one; the others share what is left.
+        left = target - sum(steps[:first])
+        part = left / sum(step / each for step, each in zip(steps[first:], full[first:], strict=True))
+        if part <= enough:
+            break
+    return tuple(round(min(part / each, 1.0) * n) for each in full)
 
 
 def budget_thresholds(

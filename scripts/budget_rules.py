@@ -29,7 +29,7 @@ from pcsr.validation.sets import find_sets, make_pair, read_truth
 Doubles = NDArray[np.float64]
 Rule = Callable[["Pixels", float], float]
 
-BUDGETS = (0.1, 0.2, 0.35, 0.5, 0.7)
+BUDGETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
 SHARES = np.linspace(0, 1, 41)
 
 
@@ -62,10 +62,17 @@ class Pixels:
         return float(rising[classes].mean() / sum(self.steps))
 
 
-def same_share(pixels: Pixels, budget: float) -> float:
-    """Of the pixels that reach a class, the same share reaches the next: the rule that is used."""
+def equal_parts(pixels: Pixels, budget: float) -> float:
+    """Each step from a class to the next gets the same part of the budget: the rule that is used."""
     one, two = budget_counts(pixels.n, budget, pixels.steps)
     return pixels.mean(one, two)
+
+
+def same_share(pixels: Pixels, budget: float) -> float:
+    """Of the pixels that reach a class, the same share q reaches the next: q and q^2 of all pixels."""
+    first, second = pixels.steps
+    q = ((first**2 + 4 * second * budget * (first + second)) ** 0.5 - first) / (2 * second)
+    return pixels.mean(round(q * pixels.n), round(q * q * pixels.n))
 
 
 def split(pixels: Pixels, budget: float, share: float) -> float:
@@ -112,10 +119,11 @@ def best_split(pixels: Pixels, budget: float) -> float:
 
 
 RULES: dict[str, Rule] = {
-    "same share of each class goes on (used)": same_share,
-    "half of the budget for the middle class": lambda pixels, budget: split(pixels, budget, 0.5),
-    "a quarter of it": lambda pixels, budget: split(pixels, budget, 0.25),
-    "none of it: light and heavy only": lambda pixels, budget: split(pixels, budget, 0.0),
+    "each step gets the same part (used)": equal_parts,
+    "the same share of each class goes on": same_share,
+    "half for pixels of the middle class": lambda pixels, budget: split(pixels, budget, 0.5),
+    "all for the middle class, as far as it goes": lambda pixels, budget: split(pixels, budget, 1.0),
+    "none for it: light and heavy only": lambda pixels, budget: split(pixels, budget, 0.0),
     "thresholds one apart": one_apart,
     "argmax of p / cost^k, k solved for": solved_k,
     "best division, known from the truth": best_split,

@@ -66,6 +66,8 @@ KS = (-25.0, -0.5, 0.0, 0.25, 1.0)
 BUDGETS = (0.0, 0.1, 0.25, 0.5, 0.675, 0.725, 1.0)
 # Of three upsamplers, per pixel.
 THREE_COSTS = (1_000, 4_000, 20_000)
+# Values that are tied go to class 1 at 0.25 and to class 2 at 0.33.
+THREE_BUDGETS = (0.0, 0.1, 0.25, 0.33, 0.5, 0.7, 1.0)
 # An output pixel whose whole way is written down.
 EXAMPLE = (5, 7)
 
@@ -182,7 +184,9 @@ def three_class_decisions() -> dict[str, Any]:
         "difficulty": short(values),
         "upsamplers": THREE_COSTS,
         "adaptive": rule(adaptive_thresholds(values, 3)),
-        "budget": [rule(budget_thresholds(values, budget, steps=steps), budget=budget) for budget in BUDGETS],
+        "budget": [
+            rule(budget_thresholds(values, budget, steps=steps), budget=budget) for budget in THREE_BUDGETS
+        ],
     }
 
 

@@ -179,16 +179,22 @@ def test_a_budget_among_classes_whose_costs_do_not_ascend_is_refused(picture: ND
 
 
 def test_tied_pixels_of_three_classes_go_one_way(picture: NDArray[np.uint8]) -> None:
-    network = build(NetworkSpec("fsrcnn", 8, ((4,), (6, 6), (9, 9)), ()))
+    network = build(NetworkSpec("fsrcnn", 8, ((4,), (6, 6), (16, 16)), ()))
     assert network.classifier is not None
     network.classifier.linears[-1].weight.data.zero_()
     network.classifier.linears[-1].bias.data = torch.tensor([0.0, 1.0, 0.5])
     cost = network_cost(network).published.upsamplers
     middle = (cost[1] - cost[0]) / (cost[2] - cost[0])
-    # Half of the pixels or more are to reach class 1 from a share of 0.5 on, class 2 from the root of that.
+    # Half of the pixels or more are to reach class 1 from a budget of `middle` on, half of which is for it; class 2
+    # once all can reach class 1 and half of the rest of the budget is there.
     found = [
-        np.unique(upscale(network, picture, scale=2, budget=middle * q + (1 - middle) * q * q).class_map)
-        for q in (0.45, 0.55, 0.7, 0.72)
+        np.unique(upscale(network, picture, scale=2, budget=budget).class_map)
+        for budget in (
+            middle * 0.9,
+            middle * 1.1,
+            middle + (1 - middle) * 0.45,
+            middle + (1 - middle) * 0.55,
+        )
     ]
     assert [classes.tolist() for classes in found] == [[0], [1], [1], [2]]
 

@@ -124,30 +124,39 @@ def test_a_value_on_a_midpoint_belongs_to_the_upper_cluster() -> None:
 
 
 @given(st.integers(1, 1 << 26), st.floats(0, 1), st.integers(2, 5).flatmap(ascending_costs))
-def test_of_the_pixels_that_reach_a_class_the_same_share_reaches_the_next(
-    n: int, budget: float, costs: list[int]
-) -> None:
+def test_each_step_gets_the_same_part_of_the_budget(n: int, budget: float, costs: list[int]) -> None:
     steps = cost_steps(costs)
     counts = budget_counts(n, budget, steps)
     assert list(counts) == sorted(counts, reverse=True)
-    # The share that spends all of the budget, in exact arithmetic, lies where the counts say that it does.
-    target = Fraction(budget) * sum(steps)
+    # All of the budget is spent, but for half a pixel in each step.
+    spent = sum(step * count for step, count in zip(steps, counts, strict=True))
+    assert abs(spent - Fraction(budget) * sum(steps) * n) <= Fraction(51, 100) * sum(steps)
+    # A step that not all pixels take cost as much as any other, or as many pixels take it as a dearer one before.
+    parts = [step * Fraction(count, n) for step, count in zip(steps, counts, strict=True)]
+    for j, (step, count) in enumerate(zip(steps, counts, strict=True)):
+        slack = Fraction(51, 100) * max(steps) * 2 / n
+        if count < n - 1 and step == max(steps[: j + 1]):
+            assert parts[j] >= max(parts) - slack
+        elif count < n - 1:
+            assert abs(count - counts[j - 1]) <= 1
 
-    def spent(share: Fraction) -> Fraction:
-        return sum(step * share**j for j, step in enumerate(steps, start=1))
 
-    low, high = Fraction(0), Fraction(1)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) <= target else (low, middle)
-    for j, count in enumerate(counts, start=1):
-        assert float(low**j) * n - 0.51 <= count <= float(high**j) * n + 0.51
-
-
-def test_a_budget_among_three_classes_is_spent_on_both() -> None:
-    # q + 3 q^2 = 0.25 * 4 at q = (sqrt(13) - 1) / 6.
-    assert budget_counts(10_000, 0.25, (1, 3)) == (4343, 1886)
-    assert budget_counts(10_000, 0.37, (1,)) == (3700,)
+@pytest.mark.parametrize(
+    ("budget", "steps", "expected"),
+    [
+        (0.37, (1,), (3700,)),
+        (0.4, (1, 3), (8000, 2667)),  # 0.8 of a pixel's 4 for each step
+        (0.5, (1, 3), (10_000, 3333)),  # all take the first step, the other 1 goes to the second
+        (0.5, (3, 1), (5000, 5000)),  # none takes the second step alone
+        (0.25, (2, 2, 4), (3333, 3333, 1667)),
+        (1.0, (1, 3), (10_000, 10_000)),
+        (0.0, (1, 3), (0, 0)),
+    ],
+)
+def test_a_budget_among_classes_by_hand(
+    budget: float, steps: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert budget_counts(10_000, budget, steps) == expected
 
 
 @given(difficulties(exact_sums=False), st.floats(0, 1), st.data())

@@ -169,25 +169,15 @@ def budget(d: np.ndarray, b: float, u: list[int]) -> list[np.float32]:
     M, N = len(u), len(d)
     steps = [1] if M == 2 else [u[j] - u[j - 1] for j in range(1, M)]
 
-    def spent(q: float) -> float:
-        total = 0.0
-        for step in reversed(steps):
-            total = (total + step) * q
-        return total
-
-    # The greatest double that the budget allows: what doubles there are is known from their bits.
-    low, high = 0, int(np.float64(1).view(np.int64))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if spent(float(np.int64(middle).view(np.float64))) <= b * sum(steps):
-            low = middle
-        else:
-            high = middle - 1
-    q, share, thresholds = float(np.int64(low).view(np.float64)), 1.0, []
-    descending = sorted(d, reverse=True)
-    for _ in steps:
-        share *= q
-        count = round(share * N)
+    dearest, part = [max(steps[: j + 1]) for j in range(M - 1)], 0.0
+    for i in range(M - 1):
+        left = b * sum(steps) - sum(steps[:i])
+        part = left / sum(steps[j] / dearest[j] for j in range(i, M - 1))
+        if part <= dearest[i]:
+            break
+    thresholds, descending = [], sorted(d, reverse=True)
+    for j in range(M - 1):
+        count = round(min(part / dearest[j], 1) * N)
         if not count:
             thresholds.append(F(np.inf))
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from budget_rules import RULES, Pixels, one_apart, same_share, split
+from budget_rules import RULES, Pixels, equal_parts, one_apart, same_share, split
 
 from pcsr.model.checkpoint import save_checkpoint
 from pcsr.model.network import Network
@@ -29,7 +29,7 @@ def test_the_rule_in_use_is_that_of_the_runtime(drawn: tuple[np.ndarray, np.ndar
     values = (probability @ np.arange(3.0)).astype(np.float32)
     classes = classes_by_thresholds(values, budget_thresholds(values, 0.3, steps=(2_000, 9_000)))
     expected = np.take_along_axis(error, classes[:, None].astype(np.intp), axis=1).mean()
-    assert same_share(Pixels(probability, error, COSTS), 0.3) == pytest.approx(expected)
+    assert equal_parts(Pixels(probability, error, COSTS), 0.3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("budget", [0.0, 1.0])
@@ -55,6 +55,12 @@ def test_a_split_spends_the_budget_on_the_middle_class_or_on_all_pixels(
     assert split(pixels, 0.5, 1.0) == pytest.approx(pixels.mean(500, round((0.5 - 2 / 11) / (9 / 11) * 500)))
 
 
+def test_the_same_share_goes_on_from_each_class(drawn: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels = Pixels(*drawn, COSTS)
+    # 2 q + 9 q^2 is 3.25 at q = 0.5, and 11 is all of the budget.
+    assert same_share(pixels, 3.25 / 11) == pytest.approx(pixels.mean(250, 125))
+
+
 def test_thresholds_one_apart_are_found(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     probability, error = drawn
     pixels = Pixels(probability, error, COSTS)
@@ -76,7 +82,7 @@ def test_the_command_prints_a_table_for_each_scale(
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 + len(RULES)
-    assert lines[0].startswith("| ×4 | 0.1 |")
+    assert lines[0].startswith("| ×4 | 0.05 |")
     best = lines[-1].split("|")[2:-1]
     assert all(
         float(value) <= float(limit) + 0.02
