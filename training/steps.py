@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -15,6 +16,8 @@ from pcsr.training.losses import backbone_loss, decision_loss, feature_rows, run
 from pcsr.training.patches import Batch
 
 __all__ = ["PhaseStep", "trained_modules"]
+
+logger = logging.getLogger(__name__)
 
 WARM_STEPS = 3
 """Steps before a graph is recorded, so that libraries have chosen their algorithms."""
@@ -66,8 +69,7 @@ class PhaseStep:
         for module in modules.values():
             module.train()
         self._device = next(raw.parameters()).device
-        self._recorded: _Recorded | None = None
-        self._run_plainly = 0
+        self._replayed = _Replayed(self, self._device) if self._device.type == "cuda" else None
 
     def __call__(self, batch: Batch, scalars: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
         """Train on a batch.
@@ -81,22 +83,12 @@ class PhaseStep:
             one of them is not finite.
         """
         numbers = torch.tensor(scalars, dtype=torch.float32)
-        if self._device.type != "cuda":
-            return self._train(batch, numbers)
-        numbers = numbers.pin_memory().to(self._device, non_blocking=True)
-        if self._recorded is None and self._run_plainly < WARM_STEPS:
-            self._run_plainly += 1
-            side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(side):
-                found = self._train(batch, numbers)
-            torch.cuda.current_stream(self._device).wait_stream(side)
-            return found
-        if self._recorded is None:
-            self._recorded = _Recorded(self, batch, numbers)
-        return self._recorded.replay(batch, numbers)
+        if self._replayed is None:
+            return self.train(batch, numbers)
+        return self._replayed(batch, numbers)
 
-    def _train(self, batch: Batch, scalars: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, batch: Batch, scalars: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, as it comes: `scalars` is (4,) float32 on the training device."""
         self.flat.forget_gradient()
         loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,6 +118,51 @@ class PhaseStep:
         return decision_loss([*lighter, heavy], logits, batch, error=self._error)
 
 
+class _Replayed:
+    """Steps on a GPU: the first few as they come, then one is recorded and replayed.
+
+    Where it cannot be recorded, steps go on as they come, and the log says so.
+    """
+
+    def __init__(self, step: PhaseStep, device: torch.device) -> None:
+        self._step, self._device = step, device
+        self._recorded: _Recorded | None = None
+        self._warm, self._recordable = 0, True
+
+    def __call__(self, batch: Batch, scalars: Tensor) -> tuple[Tensor, Tensor]:
+        # Streams and graphs are made on the current device, which need not be that of the tensors.
+        with torch.cuda.device(self._device):
+            scalars = scalars.pin_memory().to(self._device, non_blocking=True)
+            if self._warm < WARM_STEPS:
+                self._warm += 1
+                return self._beside(batch, scalars)
+            if self._recorded is None and self._recordable:
+                self._record(batch, scalars)
+            if self._recorded is None:
+                return self._step.train(batch, scalars)
+            return self._recorded.replay(batch, scalars)
+
+    def _beside(self, batch: Batch, scalars: Tensor) -> tuple[Tensor, Tensor]:
+        """On a stream of its own, as PyTorch asks for before anything is recorded."""
+        here = torch.cuda.current_stream(self._device)
+        side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            found = self._step.train(batch, scalars)
+        here.wait_stream(side)
+        return found
+
+    def _record(self, batch: Batch, scalars: Tensor) -> None:
+        try:
+            self._recorded = _Recorded(self._step, batch, scalars)
+        except RuntimeError as error:
+            self._recordable = False
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning(
+                "a step cannot be recorded as a CUDA graph (%s): steps take longer without", reason
+            )
+
+
 class _Recorded:
     """A whole step as a CUDA graph with inputs of its own, into which each batch is copied."""
 
@@ -135,7 +172,7 @@ class _Recorded:
         self._graph = torch.cuda.CUDAGraph()
         # Recording runs nothing: the first replay is the first step on these inputs.
         with torch.cuda.graph(self._graph):
-            self._loss, self._norm = step._train(self._batch, self._scalars)
+            self._loss, self._norm = step.train(self._batch, self._scalars)
 
     def replay(self, batch: Batch, scalars: Tensor) -> tuple[Tensor, Tensor]:
         for field in fields(Batch):
