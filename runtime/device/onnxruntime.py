@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # ONNX Runtime has no profiles: memory alone bounds a call. 2^20 rows of a heavy layer take 300 MB.
-ANY, POINTS = 1 << 30, 1 << 20
-LIMITS = Limits(windows=(((1, 1), (ANY, ANY)),), table=(ANY, ANY), block=(ANY, ANY), points=POINTS, flat=ANY)
+SIDE, ANY, POINTS = 1 << 15, 1 << 30, 1 << 20
+LIMITS = Limits(
+    windows=(((1, 1), (SIDE, SIDE)),), table=(SIDE, SIDE), block=(ANY, ANY), points=POINTS, flat=SIDE * SIDE
+)
 # What its exceptions say where memory ends; they have no type of their own.
 OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
 
@@ -82,6 +84,8 @@ class OnnxRuntimeGraphs:
                 # Windows come in many shapes; a search among all algorithms for each would take seconds.
                 "cudnn_conv_algo_search": "HEURISTIC",
                 "arena_extend_strategy": "kSameAsRequested",
+                # On by default, and no more exact than half precision.
+                "use_tf32": "0",
                 **({} if stream is None else {"user_compute_stream": str(stream.pointer)}),
             }
         try:

@@ -14,11 +14,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from pcsr.runtime.backends.profiles import plan_pieces
 from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.device.arrays import AllocationError
 from pcsr.runtime.device.onnxruntime import OnnxRuntimeGraphs
 from pcsr.runtime.device.simulated import SimulatedDevice
 from pcsr.runtime.errors import BackendError
+from pcsr.runtime.geometry import axis
 
 
 @pytest.fixture
@@ -64,6 +66,8 @@ def test_sessions_are_for_their_device_and_stream_alone(bundle: Bundle, gpu: Sim
     (first, alone_first), (second, alone_second) = OnGpu.asked
     assert first[0] == second[0] == "CUDAExecutionProvider"
     assert first[1]["device_id"] == second[1]["device_id"] == 3
+    # ONNX Runtime's default is less exact than float32.
+    assert first[1]["use_tf32"] == second[1]["use_tf32"] == "0"
     assert "user_compute_stream" not in first[1]
     assert second[1]["user_compute_stream"] == "1234"
     assert alone_first
@@ -131,6 +135,16 @@ def test_outputs_are_written_where_they_are_wanted(
     expected = session.run(None, {"lr": np.full((1, 3, 6, 7), 0.5, np.float32)})
     for made, table in zip(run_backbone(graphs, device), expected, strict=True):
         np.testing.assert_array_equal(made, table)
+
+
+def test_any_picture_is_in_its_limits(on_cpu: tuple[OnnxRuntimeGraphs, SimulatedDevice]) -> None:
+    limit = on_cpu[0].limits
+    for (h, w), scale in (((1, 1), 4.0), ((1080, 1920), 4.0), ((3, 40_000), 1.0), ((20_000, 20_000), 1.0)):
+        rows, columns = (axis(side, round(side * scale)) for side in (h, w))
+        pieces = list(plan_pieces(rows, columns, limit, halo=27, margin=1))
+        assert len(pieces) == (2 if w > 1 << 15 else 1)
+        # A flat index of the table is an int32.
+        assert max(piece.tile.window.pixels for piece in pieces) < 1 << 31
 
 
 def test_a_call_that_fails_names_graph_and_shapes(on_cpu: tuple[OnnxRuntimeGraphs, SimulatedDevice]) -> None:
