@@ -32,7 +32,7 @@ from rich.table import Table
 
 from pcsr.export.pipeline import export_bundle
 from pcsr.model.checkpoint import load_checkpoint
-from pcsr.model.dense import load_dense
+from pcsr.model.dense import DenseNetwork, load_dense
 from pcsr.model.reference import upscale
 from pcsr.runtime import Upscaler
 from pcsr.runtime.atomic import write_whole
@@ -47,15 +47,15 @@ ORACLE, DENSE = "oracle, PyTorch, k = 0", "dense x4, ONNX Runtime"
 Competitor = Callable[[], object]
 
 
-def dense_in_onnxruntime(checkpoint: Path, lr: NDArray[Any], threads: int) -> Competitor:
-    """The dense x4 network as PyTorch's own exporter writes it, uint8 in and out like ours."""
-    network = load_dense(checkpoint)
+def dense_graph(network: DenseNetwork) -> bytes:
+    """The dense x4 network as PyTorch's own exporter writes it: lr (1, 3, h, w) to hr, in the network's precision."""
     model = io.BytesIO()
+    example = torch.rand(1, 3, 32, 40).to(next(network.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
-            (torch.rand(1, 3, 32, 40),),
+            (example,),
             model,
             dynamo=False,
             opset_version=17,
@@ -63,9 +63,15 @@ def dense_in_onnxruntime(checkpoint: Path, lr: NDArray[Any], threads: int) -> Co
             output_names=["hr"],
             dynamic_axes={"lr": {2: "h", 3: "w"}, "hr": {2: "H", 3: "W"}},
         )
+    return model.getvalue()
+
+
+def dense_in_onnxruntime(checkpoint: Path, lr: NDArray[Any], threads: int) -> Competitor:
+    """The dense x4 network in ONNX Runtime, uint8 in and out like ours."""
+    network = load_dense(checkpoint)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(dense_graph(network), options, providers=["CPUExecutionProvider"])
     mean = np.array(network.spec.mean, dtype=np.float32).reshape(1, 3, 1, 1)
 
     def run() -> NDArray[np.uint8]:
