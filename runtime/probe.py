@@ -5,23 +5,14 @@ Some versions of TensorRT end the process when no driver is there, so nothing is
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
-from typing import TypeVar
 
-import msgspec
+from pcsr.runtime.trial import Trial, run_trial
 
-__all__ = ["Gpu", "TensorRT", "Unavailable", "probe", "probe_gpu", "probe_tensorrt"]
+__all__ = ["Gpu", "TensorRT", "Unavailable", "probe_gpu", "probe_tensorrt"]
 
 # A first import from a cold disk, and a CUDA context on a machine with many GPUs, take many seconds.
 PROBE_SECONDS = 120.0
-# Characters of a child's last words that are shown.
-SHOWN = 300
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +22,8 @@ class Unavailable:
     reason: str
 
 
-class Gpu(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Gpu:
     """A GPU as the driver describes it.
 
     Attributes:
@@ -47,105 +39,34 @@ class Gpu(msgspec.Struct, frozen=True):
     cuda: str
 
 
-class TensorRT(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TensorRT:
     """A TensorRT that can build here.
 
     Attributes:
         version: like "10.16.1.11".
-        file: the module that was imported.
     """
 
     version: str
-    file: str
-
-
-# The driver itself is asked, so that no CUDA library needs to be installed.
-GPU = """
-import ctypes, json, sys
-name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-try:
-    cuda = ctypes.CDLL(name)
-except OSError:
-    sys.exit(f"there is no NVIDIA driver ({name} cannot be loaded)")
-def call(function, *arguments):
-    error = getattr(cuda, function)(*arguments)
-    if error:
-        text = ctypes.c_char_p()
-        cuda.cuGetErrorString(error, ctypes.byref(text))
-        sys.exit(f"{function} of the NVIDIA driver fails with error {error}, {(text.value or b'unknown').decode()}")
-def number(function, *arguments, kind=ctypes.c_int):
-    value = kind()
-    call(function, ctypes.byref(value), *arguments)
-    return value.value
-index = int(sys.argv[1])
-call("cuInit", 0)
-count = number("cuDeviceGetCount")
-if index >= count:
-    sys.exit(f"there is no GPU {index}, only {count} in all (CUDA_VISIBLE_DEVICES may hide some)")
-device = number("cuDeviceGet", index)
-text = ctypes.create_string_buffer(256)
-call("cuDeviceGetName", text, 256, device)
-version = number("cuDriverGetVersion")
-print(json.dumps({
-    "name": text.value.decode(),
-    "compute_capability": ".".join(str(number("cuDeviceGetAttribute", which, device)) for which in (75, 76)),
-    "memory": number("cuDeviceTotalMem_v2", device, kind=ctypes.c_size_t),
-    "cuda": f"{version // 1000}.{version % 1000 // 10}",
-}))
-"""
-
-TENSORRT = """
-import importlib, json, sys
-try:
-    trt = importlib.import_module(sys.argv[1])
-except ImportError as error:
-    sys.exit(f"{sys.argv[1]} cannot be imported: {error}")
-if not hasattr(trt, "Builder") or not hasattr(trt, "OnnxParser"):
-    sys.exit(f"{sys.argv[1]} {trt.__version__} is a runtime alone and cannot build")
-logger = trt.Logger(trt.Logger.ERROR)
-try:
-    builder = trt.Builder(logger)
-except TypeError:
-    builder = None
-if builder is None:
-    sys.exit(f"{sys.argv[1]} {trt.__version__} makes no builder, as a rule because it finds no GPU or driver")
-print(json.dumps({"version": trt.__version__, "file": trt.__file__}))
-"""
-
-
-def probe(
-    program: str, *arguments: str, answer: type[Answer], seconds: float = PROBE_SECONDS
-) -> Answer | Unavailable:
-    """Run a Python program in a child process and decode what it prints.
-
-    Args:
-        program: its text. The last line it prints is one JSON object; to refuse, it calls `sys.exit(reason)`.
-        arguments: its `sys.argv[1:]`.
-        answer: what the JSON object is decoded to.
-        seconds: after which it is ended.
-    """
-    # -P: a folder that happens to be named like a library is not taken for it.
-    command = [sys.executable, "-P", "-c", program, *arguments]
-    try:
-        ran = subprocess.run(command, capture_output=True, timeout=seconds, check=False, env=_environment())
-    except subprocess.TimeoutExpired:
-        return Unavailable(f"it did not answer within {seconds:g} s")
-    except OSError as error:
-        return Unavailable(f"no child process can be started ({error.strerror or error})")
-    said = [line for line in ran.stderr.decode(errors="replace").splitlines() if line.strip()]
-    if ran.returncode < 0:
-        return Unavailable(f"it crashed ({_signal(-ran.returncode)})")
-    if ran.returncode:
-        return Unavailable(said[-1][:SHOWN] if said else f"it ended with status {ran.returncode}")
-    try:
-        return msgspec.json.decode(ran.stdout.splitlines()[-1], type=answer)
-    except (IndexError, msgspec.DecodeError) as error:
-        return Unavailable(f"its answer makes no sense ({error})")
 
 
 def probe_gpu(index: int = 0) -> Gpu | Unavailable:
     """What the driver says of a GPU, by its number among those that are visible."""
-    return probe(GPU, str(index), answer=Gpu)
+    trial = _ask("driver(report)")
+    found = trial.value
+    if not trial.ok:
+        return Unavailable(f"asking the NVIDIA driver {trial.failure}")
+    if not found["loaded"]:
+        return Unavailable(f"there is no NVIDIA driver ({found['error']})")
+    if found["status"]:
+        return Unavailable(f"the NVIDIA driver does not start, its cuInit says {found['error']}")
+    devices = found["devices"]
+    if index >= len(devices):
+        return Unavailable(
+            f"there is no GPU {index}, only {len(devices)} in all (CUDA_VISIBLE_DEVICES may hide some)"
+        )
+    device = devices[index]
+    return Gpu(device["name"], device["compute_capability"], device["memory_bytes"], found.get("cuda", ""))
 
 
 def probe_tensorrt(module: str) -> TensorRT | Unavailable:
@@ -154,16 +75,20 @@ def probe_tensorrt(module: str) -> TensorRT | Unavailable:
     Args:
         module: its name, "tensorrt" or "tensorrt_rtx_bindings".
     """
-    return probe(TENSORRT, module, answer=TensorRT)
+    # A Runtime crashes without a driver in some versions, and nobody has asked for one yet.
+    trial = _ask(f"tensorrt(report, {module!r}, runtime_always=False, driver=False)")
+    found = trial.value
+    name = f"{module} {found.get('version', '')}".strip()
+    if trial.ending == "raised" and "version" not in found:
+        return Unavailable(f"{module} cannot be imported: {trial.reason}")
+    if not trial.ok:
+        return Unavailable(f"{name} {trial.failure}")
+    if "builder" not in found or not found["parser"]:
+        return Unavailable(f"{name} is a runtime alone and cannot build")
+    if not found["builder"]:
+        return Unavailable(f"{name} makes no builder, as a rule because it finds no GPU or driver")
+    return TensorRT(found["version"])
 
 
-def _environment() -> dict[str, str]:
-    # Deprecation warnings of a library are no answer, and under -W error would end the child.
-    return {**os.environ, "PYTHONWARNINGS": "ignore"}
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _ask(call: str) -> Trial:
+    return run_trial(f"from pcsr.runtime.nvidia import driver, tensorrt\n{call}\n", timeout=PROBE_SECONDS)

@@ -200,7 +200,7 @@ class Cuda:
         flavour = next((each for each, module in MODULES.items() if importlib.util.find_spec(module)), None)
         if flavour is None:
             return {"engines": "no TensorRT is installed"}
-        return _build(bundle, trt=flavour == "tensorrt", ahead=None, cache=self._engine_cache)
+        return _build(bundle, flavour=flavour, ahead=None, cache=self._engine_cache)
 
     @contextmanager
     def opened(
@@ -282,7 +282,7 @@ class Simulated:
     def build(self, bundle: Path, folder: Path) -> Mapping[str, Any]:
         if importlib.util.find_spec(MODULES["tensorrt-rtx"]) is None:
             return {"engines": "no TensorRT-RTX is installed, which builds without a GPU"}
-        return _build(bundle, trt=False, ahead=AHEAD, cache=str(folder / "engines"))
+        return _build(bundle, flavour="tensorrt-rtx", ahead=AHEAD, cache=str(folder / "engines"))
 
     @contextmanager
     def opened(
@@ -349,10 +349,10 @@ class Simulated:
         return {}
 
 
-def _build(bundle: Path, *, trt: bool, ahead: str | None, cache: str | None) -> Mapping[str, Any]:
+def _build(bundle: Path, *, flavour: Flavour, ahead: str | None, cache: str | None) -> Mapping[str, Any]:
     request = parse_request(
-        trt=trt,
-        trt_rtx=not trt,
+        trt=flavour == "tensorrt",
+        trt_rtx=flavour == "tensorrt-rtx",
         ahead=ahead,
         min_lr=None,
         opt_lr=None,

@@ -275,7 +275,7 @@ def _dense_tensorrt(setup: Setup, dense: Any, size: Sequence[int]) -> Competitor
         logger = trt.Logger(trt.Logger.WARNING)
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine(plan)
-        context = Context("dense", engine, new_context(trt, engine), ["hr"])
+        dense_context = Context("dense", engine, new_context(trt, engine), ["hr"])
         stream = device.stream()
         lr = stream.array(shape, np.float16)
         hr = stream.array((1, 3, 4 * size[0], 4 * size[1]), np.float16)
@@ -285,7 +285,7 @@ def _dense_tensorrt(setup: Setup, dense: Any, size: Sequence[int]) -> Competitor
 
         def enqueue() -> None:
             assert held
-            if not context.enqueue(stream, {"lr": lr}, [hr], 0):
+            if not dense_context.enqueue(stream, {"lr": lr}, [hr], 0):
                 raise RuntimeError("TensorRT refuses")
 
         return enqueue

@@ -7,14 +7,15 @@ caught that the parent should see: an exception is the finding.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import site
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pcsr.runtime.nvidia import Report, driver, path_of_library, tensorrt
 
 __all__ = [
     "LIBRARIES",
@@ -28,9 +29,6 @@ __all__ = [
     "upscaler",
 ]
 
-Report = Callable[..., None]
-"""`report` of `run_trial`: adds facts to those of the child."""
-
 # Sonames of CUDA 11, 12 and 13.
 LIBRARIES = {
     "cudart": ("libcudart.so.11.0", "libcudart.so.12", "libcudart.so.13"),
@@ -42,9 +40,6 @@ LIBRARIES = {
     "nvrtc": ("libnvrtc.so.11.2", "libnvrtc.so.12", "libnvrtc.so.13"),
 }
 TOOLKITS = ("usr/local/cuda*/lib64", "usr/local/cuda*/targets/*/lib", "opt/cuda/lib64")
-
-# Attributes of CUdevice_attribute in cuda.h.
-MAJOR, MINOR = 75, 76
 
 # One shape for every free dimension of the graph that is tried.
 SIDE = 4
@@ -73,64 +68,6 @@ def libvips(report: Report) -> None:
     report(formats=formats)
 
 
-def driver(report: Report) -> None:
-    """Ask the NVIDIA driver for its version and devices."""
-    report(step="loading libcuda.so.1")
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        report(loaded=False, error=str(error))
-        return
-    report(loaded=True, path=_path_of("libcuda.so"), step="cuInit")
-    status = cuda.cuInit(0)
-    report(status=status, error=_error_name(cuda, status) if status else "")
-    version = ctypes.c_int()
-    if cuda.cuDriverGetVersion(ctypes.byref(version)) == 0:
-        report(cuda=f"{version.value // 1000}.{version.value % 1000 // 10}")
-    if status:
-        return
-    report(step="listing the devices")
-    count = ctypes.c_int()
-    _must(cuda, cuda.cuDeviceGetCount(ctypes.byref(count)))
-    report(devices=[_device(cuda, index) for index in range(count.value)])
-
-
-def _device(cuda: ctypes.CDLL, index: int) -> dict[str, Any]:
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-    _must(cuda, cuda.cuDeviceGet(ctypes.byref(device), index))
-    _must(cuda, cuda.cuDeviceGetName(name, len(name), device))
-    _must(cuda, cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))
-    _must(cuda, cuda.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device))
-    _must(cuda, cuda.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device))
-    return {
-        "name": name.value.decode(errors="replace"),
-        "memory_bytes": memory.value,
-        "compute_capability": f"{major.value}.{minor.value}",
-    }
-
-
-def _must(cuda: ctypes.CDLL, status: int) -> None:
-    if status:
-        raise OSError(_error_name(cuda, status))
-
-
-def _error_name(cuda: ctypes.CDLL, status: int) -> str:
-    text = ctypes.c_char_p()
-    if cuda.cuGetErrorName(status, ctypes.byref(text)) == 0 and text.value:
-        return text.value.decode(errors="replace")
-    return f"error {status}"
-
-
-def _path_of(library: str) -> str:
-    """File of a library that is loaded, "" if it cannot be told."""
-    try:
-        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(maxsplit=5)[5] for line in lines if f"/{library}" in line), "")
-
-
 def cuda_libraries(report: Report) -> None:
     """Load every CUDA library that the loader, a wheel or a toolkit has."""
     found = {}
@@ -151,7 +88,7 @@ def _load(soname: str, report: Report) -> dict[str, Any] | None:
             if place != soname or not str(error).startswith(f"{soname}:"):
                 failed = {"soname": soname, "path": place, "version": "", "error": str(error)}
             continue
-        path = _path_of(soname) if place == soname else place
+        path = path_of_library(soname) if place == soname else place
         return {"soname": soname, "path": path, "version": _version(library, soname), "error": ""}
     return failed
 
@@ -263,40 +200,6 @@ def cupy(report: Report, *, run: bool) -> None:
     if total != 14:
         raise ArithmeticError(f"0² + 1² + 2² + 3² gave {total:g}")
     report(ran=True)
-
-
-def tensorrt(report: Report, module: str, *, runtime_always: bool, driver: bool) -> None:
-    """Create a Builder and a Runtime, as far as that cannot crash for want of a driver.
-
-    Args:
-        report: what is seen.
-        module: to import.
-        runtime_always: whether this flavour's Runtime stands a machine without a driver.
-        driver: whether there is one.
-    """
-    report(module=module, step=f"import {module}")
-    trt = importlib.import_module(module)
-    report(version=str(trt.__version__), step="Logger()")
-    log = trt.Logger(trt.Logger.ERROR)
-    # Errors of one are no reason to leave out the other. Null comes as None or as a TypeError, by version.
-    if hasattr(trt, "Builder"):
-        report(step="Builder()")
-        builder, error = _create(trt.Builder, log)
-        report(builder=builder is not None, builder_error=error)
-    # A Runtime of 8.6, and every lean one, crashes without a driver.
-    if driver or runtime_always:
-        report(step="Runtime()")
-        runtime, error = _create(trt.Runtime, log)
-        report(runtime=runtime is not None, runtime_error=error)
-    report(step="leaving")
-
-
-def _create(kind: Callable[[Any], Any], log: Any) -> tuple[Any, str]:
-    try:
-        made = kind(log)
-    except Exception as error:  # whatever a version raises is the finding
-        return None, f"{type(error).__name__}: {error}"
-    return made, "" if made is not None else "it gave None"
 
 
 def upscaler(report: Report, bundle: str, backend: str, device: str) -> None:

@@ -27,9 +27,9 @@ from pcsr.runtime.doctor.graphs import (
 )
 from pcsr.runtime.doctor.host import check_host, check_libvips
 from pcsr.runtime.doctor.report import Check, Report
-from pcsr.runtime.doctor.trial import Trial, run_trials
 from pcsr.runtime.machine import usable_cores
 from pcsr.runtime.shipped import DEFAULT, shipped_bundles
+from pcsr.runtime.trial import Trial, run_trials
 
 __all__ = ["DEFAULT_TIMEOUT", "examine"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pcsr.runtime.backends.engine_search import default_cache
 from pcsr.runtime.doctor.report import Check, Status
-from pcsr.runtime.doctor.trial import Trial
 from pcsr.runtime.errors import BackendError
+from pcsr.runtime.trial import Trial
 
 __all__ = [
     "FLAVOURS",

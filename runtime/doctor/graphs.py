@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pcsr.runtime.doctor.gpu import INSTALL_LIBRARIES
 from pcsr.runtime.doctor.report import Check, Status
-from pcsr.runtime.doctor.trial import Trial
+from pcsr.runtime.trial import Trial
 
 __all__ = ["check_onnxruntime", "check_provider", "check_upscaler", "provider_key", "providers_to_try"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pcsr.runtime.doctor.report import Check, Status, pcsr_version
-from pcsr.runtime.doctor.trial import Trial
 from pcsr.runtime.machine import total_memory, usable_cores
+from pcsr.runtime.trial import Trial
 
 __all__ = ["check_host", "check_libvips", "installed"]
 

@@ -20,7 +20,7 @@ from pcsr.runtime.backends import onnxruntime as backend
 from pcsr.runtime.doctor import Check, examination, gpu, graphs, host
 from pcsr.runtime.doctor.examination import _child, _ways
 from pcsr.runtime.doctor.report import REQUIREMENTS, Report
-from pcsr.runtime.doctor.trial import Trial, run_trial, run_trials
+from pcsr.runtime.trial import Trial, run_trial, run_trials
 
 COMMAND = Path(sys.executable).with_name("pcsr-doctor")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs" / "doctor.md"

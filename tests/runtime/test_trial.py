@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pcsr.runtime.doctor import trial
-from pcsr.runtime.doctor.trial import run_trial, run_trials
+from pcsr.runtime import trial
+from pcsr.runtime.trial import run_trial, run_trials
 
 # Far more than an interpreter needs to start, on a machine with other work.
 LIMIT = 60

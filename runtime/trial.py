@@ -51,6 +51,8 @@ ENVIRONMENT = {
     "CUPY_CACHE_IN_MEMORY": "1",
     "CUDA_CACHE_DISABLE": "1",
     "ORT_DISABLE_TELEMETRY": "1",
+    # A library's deprecation is no finding, and must not become an exception.
+    "PYTHONWARNINGS": "ignore",
 }
 NOISE_LIMIT = 4000
 # A process that hangs in a driver may outlive SIGKILL; it is not waited for longer.
