@@ -322,6 +322,9 @@ def _import() -> ModuleType:
     try:
         import cupy
     except ImportError as error:
-        raise BackendError(f"CuPy cannot be imported ({error}); run: pip install 'pcsr[gpu]'") from error
+        raise BackendError(
+            f"CuPy cannot be imported ({error}); run: pip install 'pcsr[gpu]', or 'pcsr[gpu-cuda12]' where the driver "
+            "is older than 580"
+        ) from error
     module: ModuleType = cupy
     return module

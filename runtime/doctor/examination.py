@@ -82,21 +82,25 @@ def examine(*, timeout: float = DEFAULT_TIMEOUT, progress: Callable[[float], Non
         check_onnxruntime(
             trials["onnxruntime"],
             distributions=_named(packages.get("onnxruntime", [])),
-            driver=driver.works,
+            driver=driver,
         )
     )
     for name in dict.fromkeys((CPU, CUDA, *listed)):
         trial = trials[provider_key(name)] if name in listed else None
-        add(check_provider(name, trial, onnxruntime=onnxruntime, driver=driver.works))
+        add(check_provider(name, trial, onnxruntime=onnxruntime, driver=driver))
     add(driver)
-    add(check_cuda_libraries(trials["cuda_libraries"], driver=driver.works))
+    add(check_cuda_libraries(trials["cuda_libraries"], driver=driver))
     cupy = _named(packages.get("cupy", []))
     add(check_cupy(trials.get("cupy"), driver=driver, distributions=cupy))
     for flavour in FLAVOURS:
         add(check_tensorrt(flavour, trials.get(flavour.key), driver=driver.works))
     add(check_engine_cache())
     for bundle, backend, device in _ways():
-        needs = checks[provider_key(CPU if device == "cpu" else CUDA)] if backend == "onnxruntime" else driver
+        needed = [checks[provider_key(CPU)]]
+        if device != "cpu":
+            # Both backends route with kernels that CuPy compiles.
+            needed = [checks[provider_key(CUDA)] if backend == "onnxruntime" else driver, checks["cupy"]]
+        needs = next((check for check in needed if not check.works), needed[0])
         add(check_upscaler(bundle, backend, device, trials.get(f"{bundle} {backend} {device}"), needs=needs))
     return Report(checks, time.monotonic() - started)
 

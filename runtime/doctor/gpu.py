@@ -16,7 +16,6 @@ from pcsr.runtime.trial import Trial
 
 __all__ = [
     "FLAVOURS",
-    "INSTALL_LIBRARIES",
     "Flavour",
     "check_cuda_libraries",
     "check_cupy",
@@ -24,10 +23,11 @@ __all__ = [
     "check_engine_cache",
     "check_tensorrt",
     "find_module",
+    "install_gpu",
 ]
 
-# Its extras are the CUDA libraries that it was built with.
-INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+# What the extra `gpu` is built for.
+NEWEST_CUDA = 13
 
 KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
@@ -81,6 +81,14 @@ def check_driver(trial: Trial) -> Check:
     return Check("driver", "NVIDIA", "driver", "ok", f"{version}; {', '.join(devices)}", facts=facts)
 
 
+def install_gpu(driver: Check) -> str:
+    """The command that installs ONNX Runtime, CuPy and the CUDA libraries of both, for the driver's CUDA."""
+    # A driver runs what is built for its CUDA or an older one.
+    major = str(driver.facts.get("cuda") or "").partition(".")[0]
+    old = major.isdecimal() and int(major) < NEWEST_CUDA
+    return f"pip install 'pcsr[{'gpu-cuda12' if old else 'gpu'}]'"
+
+
 def _kernel_driver() -> str | None:
     try:
         text = KERNEL_DRIVER.read_text(errors="replace")
@@ -102,13 +110,13 @@ def _cards_on_the_bus() -> int:
     return cards
 
 
-def check_cuda_libraries(trial: Trial, *, driver: bool) -> Check:
+def check_cuda_libraries(trial: Trial, *, driver: Check) -> Check:
     """CUDA's runtime libraries, wherever they were found."""
+    install = install_gpu(driver)
     libraries: Mapping[str, Sequence[Mapping[str, str]]] = trial.value.get("libraries", {})
     facts = {"libraries": libraries}
     if not trial.ok:
-        todo = INSTALL_LIBRARIES
-        return Check("cuda_libraries", "NVIDIA", "CUDA", "broken", trial.failure, todo, facts, trial.noise)
+        return Check("cuda_libraries", "NVIDIA", "CUDA", "broken", trial.failure, install, facts, trial.noise)
     loaded = {
         name: [entry["version"] for entry in entries if not entry["error"]]
         for name, entries in libraries.items()
@@ -119,12 +127,12 @@ def check_cuda_libraries(trial: Trial, *, driver: bool) -> Check:
     summary = ", ".join(parts) or "no library of CUDA's runtime found"
     if errors:
         summary += f"; {'; '.join(errors)}"
-        return Check("cuda_libraries", "NVIDIA", "CUDA", "broken", summary, INSTALL_LIBRARIES, facts)
+        return Check("cuda_libraries", "NVIDIA", "CUDA", "broken", summary, install, facts)
     if not absent:
         return Check("cuda_libraries", "NVIDIA", "CUDA", "ok", summary, facts=facts)
     if parts:
         summary += f"; not found: {', '.join(absent)}"
-    todo = INSTALL_LIBRARIES if driver else f"only for NVIDIA GPUs: {INSTALL_LIBRARIES}"
+    todo = install if driver.works else f"only for NVIDIA GPUs: {install}"
     return Check("cuda_libraries", "NVIDIA", "CUDA", "missing", summary, todo, facts)
 
 
@@ -136,9 +144,7 @@ def check_cupy(trial: Trial | None, *, driver: Check, distributions: Sequence[st
         driver: as checked.
         distributions: that bring a module of its name.
     """
-    # The driver runs what is built for its CUDA or an older one.
-    cuda = "13" if str(driver.facts.get("cuda", "")).startswith("13") else "12"
-    install = f"pip install 'cupy-cuda{cuda}x[ctk]'"
+    install = install_gpu(driver)
     if trial is None:
         todo = install if driver.works else f"only for NVIDIA GPUs: {install}"
         return Check("cupy", "NVIDIA", "CuPy", "missing", "not installed", todo)

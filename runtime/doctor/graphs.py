@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pcsr.runtime.doctor.gpu import INSTALL_LIBRARIES
+from pcsr.runtime.doctor.gpu import install_gpu
 from pcsr.runtime.doctor.report import Check, Status
 from pcsr.runtime.trial import Trial
 
@@ -14,23 +14,23 @@ __all__ = ["check_onnxruntime", "check_provider", "check_upscaler", "provider_ke
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Sends graphs of its own kind to a service; takes no node of any other.
 REMOTE = "AzureExecutionProvider"
-INSTALL_CPU, INSTALL_GPU = "pip install 'pcsr[cpu]'", "pip install 'pcsr[gpu]'"
+INSTALL_CPU = "pip install 'pcsr[cpu]'"
 
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
 LINE_LIMIT = 300
 
 
-def check_onnxruntime(trial: Trial, *, distributions: Sequence[str], driver: bool) -> Check:
+def check_onnxruntime(trial: Trial, *, distributions: Sequence[str], driver: Check) -> Check:
     """ONNX Runtime: one wheel of it, and that it can be imported.
 
     Args:
         trial: of `children.onnxruntime`.
         distributions: that bring a module of its name.
-        driver: whether there is an NVIDIA driver that works.
+        driver: as checked.
     """
     facts = {**trial.facts, "distributions": list(distributions)}
-    install = INSTALL_GPU if driver or "onnxruntime-gpu" in distributions else INSTALL_CPU
+    install = install_gpu(driver) if driver.works or "onnxruntime-gpu" in distributions else INSTALL_CPU
     version = f"{', '.join(distributions) or 'of no known package'} {facts.get('version', '')}".strip()
     if len(distributions) > 1:
         summary = f"{' and '.join(distributions)} are installed at once and overwrite one another"
@@ -61,22 +61,23 @@ def provider_key(provider: str) -> str:
     return f"onnxruntime.{provider.removesuffix('ExecutionProvider').lower()}"
 
 
-def check_provider(provider: str, trial: Trial | None, *, onnxruntime: Check, driver: bool) -> Check:
+def check_provider(provider: str, trial: Trial | None, *, onnxruntime: Check, driver: Check) -> Check:
     """One execution provider: that a session opened on it and a graph ran there.
 
     Args:
         provider: its name.
         trial: None where it is not listed.
         onnxruntime: as checked.
-        driver: whether there is an NVIDIA driver that works.
+        driver: as checked.
     """
+    install = install_gpu(driver) if provider == CUDA else INSTALL_CPU
     key = provider_key(provider)
     if trial is None:
         if not onnxruntime.works:
             return Check(key, "ONNX Runtime", provider, "missing", "ONNX Runtime does not work here")
         names = " ".join(onnxruntime.facts["distributions"]) or "onnxruntime"
-        command = f"pip uninstall -y {names} && {INSTALL_GPU if provider == CUDA else INSTALL_CPU}"
-        todo = command if driver or provider == CPU else f"only for NVIDIA GPUs: {command}"
+        command = f"pip uninstall -y {names} && {install}"
+        todo = command if driver.works or provider == CPU else f"only for NVIDIA GPUs: {command}"
         summary = f"this ONNX Runtime ({names}) does not have it"
         return Check(key, "ONNX Runtime", provider, "missing", summary, todo)
     facts = trial.facts
@@ -98,10 +99,8 @@ def check_provider(provider: str, trial: Trial | None, *, onnxruntime: Check, dr
         summary += "; pcsr does not use it"
         return Check(key, "ONNX Runtime", provider, "warning", summary, "", facts, trial.noise)
     names = " ".join(onnxruntime.facts["distributions"]) or "onnxruntime"
-    todo = f"pip uninstall -y {names} && {INSTALL_LIBRARIES if provider == CUDA else INSTALL_CPU}"
-    if provider == CUDA and missing:
-        todo = INSTALL_LIBRARIES
-    if provider == CUDA and not driver:
+    todo = install if provider == CUDA and missing else f"pip uninstall -y {names} && {install}"
+    if provider == CUDA and not driver.works:
         todo = "see the driver"
     return Check(key, "ONNX Runtime", provider, "broken", summary, todo, facts, trial.noise)
 

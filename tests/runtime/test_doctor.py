@@ -19,7 +19,7 @@ from pcsr.runtime import machine
 from pcsr.runtime.backends import onnxruntime as backend
 from pcsr.runtime.doctor import Check, examination, gpu, graphs, host
 from pcsr.runtime.doctor.examination import _child, _ways
-from pcsr.runtime.doctor.report import REQUIREMENTS, Report
+from pcsr.runtime.doctor.report import REQUIREMENTS, Report, Status
 from pcsr.runtime.trial import Trial, run_trial, run_trials
 
 COMMAND = Path(sys.executable).with_name("pcsr-doctor")
@@ -243,6 +243,12 @@ def test_an_onnx_runtime_that_crashes_at_its_import_is_status_3(tmp_path: Path) 
     assert report["checks"]["onnxruntime.cpu"]["summary"] == "ONNX Runtime does not work here"
 
 
+def driver_of(cuda: str | None) -> Check:
+    """A driver that works up to a version of CUDA, or none."""
+    status: Status = "ok" if cuda else "missing"
+    return Check("driver", "NVIDIA", "driver", status, "", facts={"cuda": cuda} if cuda else {})
+
+
 def test_an_onnx_runtime_that_is_not_there_is_missing_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,8 +256,10 @@ def test_an_onnx_runtime_that_is_not_there_is_missing_with_the_command(
     for name, value in modules(tmp_path, onnxruntime=source).items():
         monkeypatch.setenv(name, value)
     trial = run_trial(_child("onnxruntime"), timeout=LIMIT)
-    for driver, command in ((False, "pip install 'pcsr[cpu]'"), (True, "pip install 'pcsr[gpu]'")):
-        check = graphs.check_onnxruntime(trial, distributions=[], driver=driver)
+    commands = {None: "pip install 'pcsr[cpu]'", "13.0": "pip install 'pcsr[gpu]'"}
+    commands["12.8"] = "pip install 'pcsr[gpu-cuda12]'"
+    for cuda, command in commands.items():
+        check = graphs.check_onnxruntime(trial, distributions=[], driver=driver_of(cuda))
         assert (check.status, check.summary, check.todo) == ("missing", "not installed", command)
 
 
@@ -387,7 +395,7 @@ def test_a_provider_that_is_named_and_runs_nothing_is_not_ok() -> None:
     name = "AzureExecutionProvider"
     trial = run_trial(_child("provider", name), timeout=LIMIT)
     assert trial.value["got"][0] == name
-    check = graphs.check_provider(name, trial, onnxruntime=READY, driver=True)
+    check = graphs.check_provider(name, trial, onnxruntime=READY, driver=driver_of("13.0"))
     assert check.status == "warning"
     assert "no part of the graph ran on it, but on CPUExecutionProvider" in check.summary
 
@@ -411,15 +419,20 @@ class InferenceSession:
 
 
 @pytest.mark.parametrize(
-    ("driver", "todo"), [(True, "pip install 'onnxruntime-gpu[cuda,cudnn]'"), (False, "see the driver")]
+    ("cuda", "todo"),
+    [
+        ("13.1", "pip install 'pcsr[gpu]'"),
+        ("12.4", "pip install 'pcsr[gpu-cuda12]'"),
+        (None, "see the driver"),
+    ],
 )
 def test_a_fall_back_to_the_processor_is_broken_and_names_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, todo: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, todo: str
 ) -> None:
     for name, value in modules(tmp_path, onnxruntime=FALLS_BACK).items():
         monkeypatch.setenv(name, value)
     trial = run_trial(_child("provider", CUDA), timeout=LIMIT)
-    check = graphs.check_provider(CUDA, trial, onnxruntime=READY, driver=driver)
+    check = graphs.check_provider(CUDA, trial, onnxruntime=READY, driver=driver_of(cuda))
     assert check.status == "broken"
     assert check.summary == "ONNX Runtime gave CPUExecutionProvider instead: libcublasLt.so.12 is not found"
     assert check.todo == todo
@@ -535,7 +548,9 @@ def test_with_a_driver_and_a_tensorrt_that_work_its_requirement_is_met(libcuda: 
     assert "Builder and Runtime can be created" in done.stdout
     # CuPy is there and has nothing in it.
     assert "AttributeError" in done.stdout
-    assert "pip install 'cupy-cuda12x[ctk]'" in done.stdout
+    assert "pip install 'pcsr[gpu-cuda12]'" in done.stdout
+    # The backend routes with its kernels.
+    assert "see CuPy" in done.stdout
 
 
 def test_cuda_libraries_are_found_in_wheels_and_loaded(
@@ -555,10 +570,10 @@ def test_cuda_libraries_are_found_in_wheels_and_loaded(
     assert cudnn["path"] == str(folder / "cudnn" / "lib" / "libcudnn.so.9")
     (cufft,) = [entry for entry in libraries["cufft"] if entry["soname"] == "libcufft.so.12"]
     assert "file too short" in cufft["error"] or "ELF" in cufft["error"]
-    check = gpu.check_cuda_libraries(trial, driver=True)
+    check = gpu.check_cuda_libraries(trial, driver=driver_of("12.9"))
     assert check.status == "broken"
     assert "cudnn 9.10.2" in check.summary
-    assert check.todo == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    assert check.todo == "pip install 'pcsr[gpu-cuda12]'"
 
 
 @pytest.fixture
