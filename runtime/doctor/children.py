@@ -202,7 +202,7 @@ def cupy(report: Report, *, run: bool) -> None:
     report(ran=True)
 
 
-def upscaler(report: Report, bundle: str, backend: str, device: str) -> None:
+def upscaler(report: Report, bundle: str, backend: str, device: str, engine_cache: str | None = None) -> None:
     """Upscale a bundle's sample picture by 2 and see that it is still that picture."""
     import numpy as np
 
@@ -212,7 +212,9 @@ def upscaler(report: Report, bundle: str, backend: str, device: str) -> None:
 
     report(step="opening")
     started = time.perf_counter()
-    with Upscaler.open(shipped_bundle(bundle), backend=backend, device=device) as up:
+    with Upscaler.open(
+        shipped_bundle(bundle), backend=backend, device=device, engine_cache=engine_cache
+    ) as up:
         opened = time.perf_counter()
         report(
             precision=up.precision,

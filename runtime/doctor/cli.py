@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import get_args
 
 import click
@@ -34,11 +35,23 @@ PLAIN_WIDTH = 200
     show_default=True,
     help="Seconds that each trial may take.",
 )
+@click.option(
+    "--engine-cache",
+    type=click.Path(path_type=Path),
+    help="Folder of TensorRT engines.  [default: in the bundle, or the user's cache]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show what failed trials wrote.")
 @click.version_option(package_name="pcsr")
 @exit_on_error()
-def main(*, required: tuple[str, ...], timeout: float, as_json: bool, verbose: bool) -> None:
+def main(
+    *,
+    required: tuple[str, ...],
+    timeout: float,
+    engine_cache: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Examine this machine: what is installed, what works, what is missing.
 
     What may crash or hang is tried in child processes. Nothing is written. For a bug report, paste the output.
@@ -48,7 +61,7 @@ def main(*, required: tuple[str, ...], timeout: float, as_json: bool, verbose: b
     start_logging(verbose=verbose)
     required = tuple(dict.fromkeys(required)) or ("cpu",)
     with progress_line("examining") as show:
-        report = examine(timeout=timeout, progress=show)
+        report = examine(timeout=timeout, engine_cache=engine_cache, progress=show)
     if as_json:
         click.echo(json.dumps(report.as_json(required)))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from pcsr.runtime.backends import BACKENDS
 from pcsr.runtime.doctor.gpu import (
@@ -40,11 +41,17 @@ DEFAULT_TIMEOUT = 30.0
 LEAST_WORKERS, MOST_WORKERS = 2, 4
 
 
-def examine(*, timeout: float = DEFAULT_TIMEOUT, progress: Callable[[float], None] | None = None) -> Report:
+def examine(
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    engine_cache: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Report:
     """Find out what is installed and what works. Nothing is written anywhere.
 
     Args:
         timeout: seconds that each child process may take; one that takes longer is killed and reported.
+        engine_cache: the only folder of engines; None: those in the bundles, then the user's cache folder.
         progress: called with the share of the work done, 0 to 1.
     """
     started = time.monotonic()
@@ -66,7 +73,7 @@ def examine(*, timeout: float = DEFAULT_TIMEOUT, progress: Callable[[float], Non
     first = run(_first_round(), 0, 0.6)
     driver = check_driver(first["driver"])
     listed = providers_to_try(first["onnxruntime"])
-    second = run(_second_round(listed, driver=driver.works), 0.6, 1)
+    second = run(_second_round(listed, driver=driver.works, engine_cache=engine_cache), 0.6, 1)
     trials = first | second
 
     checks: dict[str, Check] = {}
@@ -94,7 +101,7 @@ def examine(*, timeout: float = DEFAULT_TIMEOUT, progress: Callable[[float], Non
     add(check_cupy(trials.get("cupy"), driver=driver, distributions=cupy))
     for flavour in FLAVOURS:
         add(check_tensorrt(flavour, trials.get(flavour.key), driver=driver.works))
-    add(check_engine_cache())
+    add(check_engine_cache(engine_cache))
     for bundle, backend, device in _ways():
         needed = [checks[provider_key(CPU)]]
         if device != "cpu":
@@ -140,7 +147,7 @@ def _first_round() -> dict[str, str]:
     return codes
 
 
-def _second_round(listed: list[str], *, driver: bool) -> dict[str, str]:
+def _second_round(listed: list[str], *, driver: bool, engine_cache: Path | None) -> dict[str, str]:
     codes = {provider_key(name): _child("provider", name) for name in listed if name != CPU}
     if find_module(("cupy",)):
         codes["cupy"] = _child("cupy", run=driver)
@@ -151,5 +158,6 @@ def _second_round(listed: list[str], *, driver: bool) -> dict[str, str]:
             )
     for bundle, backend, device in _ways():
         if device != "cpu" and driver and (backend != "onnxruntime" or CUDA in listed):
-            codes[f"{bundle} {backend} {device}"] = _child("upscaler", bundle, backend, device)
+            cache = [str(engine_cache)] if engine_cache is not None and backend == "tensorrt" else []
+            codes[f"{bundle} {backend} {device}"] = _child("upscaler", bundle, backend, device, *cache)
     return codes

@@ -245,10 +245,10 @@ def _another(flavour: Flavour) -> str:
     return f"reinstall it, or take another version{command}"
 
 
-def check_engine_cache() -> Check:
-    """The folder of engines whose bundle cannot be written to."""
+def check_engine_cache(named: Path | None = None) -> Check:
+    """The folder of engines: the one that was named, or that of bundles that cannot be written to."""
     try:
-        folder = default_cache()
+        folder = default_cache() if named is None else named
     except BackendError as error:
         return Check("engine_cache", "TensorRT", "engine cache", "missing", str(error))
     plans = list(_sizes(folder))

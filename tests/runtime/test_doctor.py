@@ -54,7 +54,7 @@ needs_no_driver = pytest.mark.skipif(
 )
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """The installed command, as a process."""
     return subprocess.run(
         [COMMAND, *arguments],
@@ -540,7 +540,8 @@ def test_with_a_driver_and_a_tensorrt_that_work_its_requirement_is_met(libcuda: 
     fakes = {name: fake_tensorrt("10.9") for name in ("tensorrt", "tensorrt_lean", "tensorrt_rtx")}
     variables = modules(tmp_path, **fakes, cupy="__version__ = '13.6.0'")
     variables |= {"LD_LIBRARY_PATH": str(libcuda), "FAKE_CUDA": "0"}
-    done = run("--require", "tensorrt", "-v", **variables)
+    done = run("--require", "tensorrt", "-v", "--engine-cache", tmp_path / "engines", **variables)
+    assert f"{tmp_path / 'engines'}; no engines yet" in done.stdout
     assert (done.returncode, errors(done)) == (0, "")
     assert done.stdout.endswith("tensorrt: works\n")
     # What a device calls itself is neither markup nor a command to the terminal.
@@ -678,6 +679,7 @@ def test_an_engine_cache_that_cannot_be_written_to_is_a_warning(
     (folder / "backbone-fp16-0123456789ab.plan").write_bytes(bytes(3 << 20))
     check = gpu.check_engine_cache()
     assert "1 engines, 3.0 MiB" in check.summary
+    assert gpu.check_engine_cache(tmp_path).facts["folder"] == str(tmp_path)
     # Root may write anywhere; nobody can make a folder in a file.
     (tmp_path / "file").touch(mode=0o444)
     monkeypatch.setattr(gpu, "default_cache", lambda: tmp_path / "file" / "engines")
