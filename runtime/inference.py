@@ -94,6 +94,9 @@ class HostRoad:
         """It is there already."""
         return computed
 
+    def discard(self, prepared: NDArray[Any]) -> None:
+        """Nothing is held."""
+
     def close(self) -> None:
         """Release workers and graphs."""
         self._resources.pool.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -201,25 +202,34 @@ class Upscaler:
                 return self._road.compute(prepared, asked, progress)
 
         with ThreadPoolExecutor(1, thread_name_prefix="pcsr-map") as ahead:
-            pending: list[Future[Any]] = []
+            pending: deque[tuple[Any, Future[Any]]] = deque()
             failed: Exception | None = None
-            while failed is None:
-                try:
-                    picture = next(rest)
-                    with self._in_use():
-                        prepared = self._road.prepare(picture, asked, stream=stream)
-                    pending.append(ahead.submit(compute, prepared))
-                except StopIteration:
-                    break
-                except Exception as error:  # whatever the caller's iterable raises, or the picture
-                    failed = error
-                else:
-                    if len(pending) == 2:
-                        yield self._deliver(pending.pop(0).result())
-            if pending:
-                yield self._deliver(pending.pop().result())
-            if failed is not None:
-                raise failed
+            try:
+                while failed is None:
+                    try:
+                        picture = next(rest)
+                        with self._in_use():
+                            prepared = self._road.prepare(picture, asked, stream=stream)
+                        pending.append((prepared, ahead.submit(compute, prepared)))
+                    except StopIteration:
+                        break
+                    except Exception as error:  # whatever the caller's iterable raises, or the picture
+                        failed = error
+                    else:
+                        if len(pending) == 2:
+                            yield self._deliver(pending.popleft()[1].result())
+                if pending:
+                    yield self._deliver(pending.popleft()[1].result())
+                if failed is not None:
+                    raise failed
+            finally:
+                # An error, or a caller who has gone: nobody will ask for the rest.
+                for prepared, future in pending:
+                    if future.cancel() or future.exception() is None:
+                        self._road.discard(prepared)
+                # An error holds this frame, which must not hold the error and the pictures in turn.
+                failed = None
+                pending.clear()
 
     def _deliver(self, computed: Any) -> Result:
         with self._in_use():

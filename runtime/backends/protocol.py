@@ -99,6 +99,9 @@ class Road(Protocol):
     def deliver(self, computed: Any) -> Result:
         """Bring the result to the caller."""
 
+    def discard(self, prepared: Any) -> None:
+        """Let go of a picture that was prepared, and computed or not, and that nobody will ask for."""
+
     def close(self) -> None:
         """Release everything; nothing may be under way."""
 

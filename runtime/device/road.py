@@ -158,6 +158,11 @@ class DeviceRoad:
             **rest,
         )
 
+    def discard(self, prepared: Prepared) -> None:
+        """Its stream is for others now; what it uploads to stays allocated until that is done."""
+        prepared.copies.synchronise()
+        self._streams.give(prepared.copies)
+
     def close(self) -> None:
         """Release everything; nothing may be running."""
         self._shared.lanes.clear()

@@ -1,6 +1,7 @@
 """Whole pictures on a simulated device, beside the CPU road: it is lazy, its memory ends where asked, and the graphs
 are run by ONNX Runtime within the limits of engines."""
 
+import gc
 import logging
 import threading
 import time
@@ -380,6 +381,26 @@ def test_map_uploads_the_next_picture_before_it_downloads_the_one_before(
     ][: 2 * len(pictures)]
     for n in range(len(pictures) - 1):
         assert order.index(("up", n + 1)) < order.index(("down", n))
+
+
+def test_a_map_that_is_left_early_or_fails_gives_its_streams_back(
+    open_simulated: Open, small_bundle: Path
+) -> None:
+    up, device = open_simulated(small_bundle)
+    picture = photo("uint8", 3, 20, 30)
+    list(up.map([picture] * 3, scale=2))
+    held, streams = device.allocated, device.streams
+    for _ in range(5):
+        results = up.map([picture] * 4, scale=2)
+        next(results)
+        results.close()
+        with pytest.raises(PictureError):
+            list(up.map([picture, picture, picture[..., :2]], scale=2))
+        with pytest.raises(CancelledError):
+            list(up.map([picture] * 4, scale=2, progress=lambda share: share < 0.5))
+    gc.collect()
+    assert (device.allocated, device.streams) == (held, streams)
+    np.testing.assert_array_equal(up(picture, scale=2).image, next(up.map([picture], scale=2)).image)
 
 
 class TestPicturesOnTheDevice:
