@@ -10,6 +10,7 @@ from gpu_check_targets import Machine
 from numpy.typing import NDArray
 
 from pcsr.export.pipeline import export_bundle
+from pcsr.model.reference import Reference
 from pcsr.runtime import Result, Upscaler
 from pcsr.validation.metrics import agreement, largest_difference, psnr
 
@@ -45,6 +46,7 @@ class Setup:
         work: folder for what is exported on the way.
         small: sizes and numbers of a dry run.
         cpu: results of the CPU road by what was asked.
+        references: those of the published inference.
     """
 
     machine: Machine
@@ -56,6 +58,7 @@ class Setup:
     work: Path
     small: bool
     cpu: dict[str, Result] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
 
     def on_cpu(self, picture: NDArray[Any], **options: Any) -> Result:
         """The CPU road's result in fp32, computed once for all targets."""

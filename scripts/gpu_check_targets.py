@@ -143,16 +143,33 @@ def versions() -> dict[str, str]:
 
 def describe_host() -> dict[str, Any]:
     """Processor, versions, commit."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:
+        commit = "unknown"
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "versions": versions(),
-        "commit": git.stdout.strip(),
+        "commit": commit,
     }
+
+
+def _nvidia_smi(index: int) -> str:
+    query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+    try:
+        ran = subprocess.run(
+            ["nvidia-smi", f"--id={index}", query, "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        return f"no nvidia-smi ({error})"
+    return ran.stdout.strip()
 
 
 class Cuda:
@@ -178,19 +195,12 @@ class Cuda:
     def describe(self) -> dict[str, Any]:
         runtime = self._cupy.cuda.runtime
         properties = runtime.getDeviceProperties(self._index)
-        query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit"
-        smi = subprocess.run(
-            ["nvidia-smi", f"--id={self._index}", query, "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
         return {
             "gpu": self.title,
             "compute capability": f"{properties['major']}.{properties['minor']}",
             "memory": int(properties["totalGlobalMem"]),
             "multiprocessors": int(properties["multiProcessorCount"]),
-            "driver, clocks, power": smi.stdout.strip(),
+            "driver, clocks, power": _nvidia_smi(self._index),
             "cuda of the driver": runtime.driverGetVersion(),
             "cuda of CuPy": runtime.runtimeGetVersion(),
             **describe_host(),
