@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import click
 import msgspec
 from gpu_check_proofs import PROOFS
 from gpu_check_setup import Figures, NotProven, Setup, Skip
-from gpu_check_targets import Cuda, Machine, Simulated, Target
+from gpu_check_targets import Cuda, Machine, Simulated
 from gpu_check_timings import TIMINGS, goals
 from rich.console import Console
 from rich.table import Table
@@ -35,8 +36,6 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 # Of the minutes; what proofs leave of it, timings get too.
 SHARE_OF_PROOFS = 0.6
 LAST_LINES = 12
-
-Check = Callable[[Setup, Target], Figures]
 
 
 class Report:
@@ -65,11 +64,11 @@ class Report:
             write_whole(self._path, text + b"\n")
 
 
-def run_check(name: str, check: Check, setup: Setup, target: Target) -> dict[str, Any]:
-    """Run a check, whatever becomes of it."""
+def run_check(name: str, check: Callable[[], Figures], target: str) -> dict[str, Any]:
+    """Run a check on a target, whatever becomes of it."""
     started, figures, message, trace = time.perf_counter(), None, "", None
     try:
-        figures, status = check(setup, target), "passed"
+        figures, status = check(), "passed"
     except Skip as skip:
         status, message = "skipped", str(skip)
     except NotProven as failure:
@@ -77,7 +76,7 @@ def run_check(name: str, check: Check, setup: Setup, target: Target) -> dict[str
     except Exception as error:  # the others are to run all the same
         status, message = "failed", f"{type(error).__name__}: {error}".partition("\n")[0]
         trace = traceback.format_exc().splitlines()[-LAST_LINES:]
-    return _result(name, target.label, status, time.perf_counter() - started, figures, message, trace)
+    return _result(name, target, status, time.perf_counter() - started, figures, message, trace)
 
 
 def _result(
@@ -120,7 +119,7 @@ def run_all(
                     if clock() - begun > until:
                         report.add(_result(name, target.label, "skipped", message="no time left"))
                     else:
-                        report.add(run_check(name, check, setup, target))
+                        report.add(run_check(name, partial(check, setup, target), target.label))
 
 
 def machine_for(device: str, engine_cache: str | None, *, dry_run: bool) -> Machine:
@@ -141,6 +140,11 @@ def machine_for(device: str, engine_cache: str | None, *, dry_run: bool) -> Mach
         raise BackendError(
             f"CuPy cannot use {device} ({error}); pcsr-doctor says what is missing, --dry-run rehearses without a GPU"
         ) from error
+
+
+def _shown(value: object) -> object:
+    # Where files lie is nobody's business.
+    return value.name if isinstance(value, Path) else value
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -272,7 +276,7 @@ def main(
         "title": machine.title,
         "simulated": machine.simulated,
         "device": device if not dry_run else "simulated",
-        "arguments": sys.argv[1:],
+        "arguments": {name: _shown(value) for name, value in click.get_current_context().params.items()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "bundle": folder.name,
         "machine": machine.describe(),
@@ -280,11 +284,9 @@ def main(
     report = Report(output, head, console)
     report.write()
     if build:
-        started = time.perf_counter()
-        built = machine.build(folder, work)
-        report.add(_result("build", folder.name, "passed", time.perf_counter() - started, dict(built)))
+        report.add(run_check("build", lambda: machine.build(folder, work), folder.name))
         if reference is not None and not dry_run:
-            machine.build(setup.reference_bundle(), work)
+            report.add(run_check("build", lambda: machine.build(setup.reference_bundle(), work), "carn-pcsr"))
     run_all(setup, report, only=only, minutes=minutes, clock=time.monotonic)
     print_summary(console, machine.title, report.results)
     for line in goals(report.results):

@@ -32,7 +32,6 @@ from pcsr.runtime.device.road import DeviceRoad
 from pcsr.runtime.device.simulated import SimulatedArray, SimulatedDevice
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.probe import Unavailable, probe_gpu, probe_tensorrt
-from pcsr.runtime.shipped import find_bundle
 
 __all__ = ["Cuda", "Machine", "Simulated", "Target", "photo"]
 
@@ -87,19 +86,11 @@ class Machine(Protocol):
     def describe(self) -> dict[str, Any]:
         """What a reader needs to place the numbers."""
 
-    def build(self, bundle: Path, folder: Path) -> Mapping[str, Any]:
+    def build(self, bundle: Path, folder: Path) -> dict[str, Any]:
         """Build the engines that are missing, or on the simulated device one for a GPU that is not there."""
 
-    def opened(
-        self,
-        bundle: str | Path,
-        backend: str,
-        precision: str,
-        *,
-        tile: int | None = None,
-        memory_limit: int | None = None,
-    ) -> Any:
-        """A context manager that gives a `Target`."""
+    def opened(self, bundle: Path, backend: str, precision: str, **options: int) -> Any:
+        """A context manager that gives a `Target`; options are `tile` and `memory_limit`."""
 
     def engine_machine(self, flavour: Flavour) -> EngineMachine:
         """What an engine that is built here must fit."""
@@ -206,22 +197,14 @@ class Cuda:
             **describe_host(),
         }
 
-    def build(self, bundle: Path, folder: Path) -> Mapping[str, Any]:
+    def build(self, bundle: Path, folder: Path) -> dict[str, Any]:
         flavour = next((each for each, module in MODULES.items() if importlib.util.find_spec(module)), None)
         if flavour is None:
             return {"engines": "no TensorRT is installed"}
         return _build(bundle, flavour=flavour, ahead=None, cache=self._engine_cache)
 
     @contextmanager
-    def opened(
-        self,
-        bundle: str | Path,
-        backend: str,
-        precision: str,
-        *,
-        tile: int | None = None,
-        memory_limit: int | None = None,
-    ) -> Iterator[Target]:
+    def opened(self, bundle: Path, backend: str, precision: str, **options: int) -> Iterator[Target]:
         cache = self._engine_cache if backend == "tensorrt" else None
         started = time.perf_counter()
         with Upscaler.open(
@@ -229,9 +212,8 @@ class Cuda:
             device=self._device,
             backend=backend,
             precision=precision,
-            tile=tile,
-            memory_limit=memory_limit,
             engine_cache=cache,
+            **options,
         ) as up:
             seconds = time.perf_counter() - started
             yield Target(f"{backend} {precision}", up, seconds, self._cupy.asarray, self._cupy.asnumpy)
@@ -289,24 +271,16 @@ class Simulated:
     def describe(self) -> dict[str, Any]:
         return {"gpu": None, **describe_host()}
 
-    def build(self, bundle: Path, folder: Path) -> Mapping[str, Any]:
+    def build(self, bundle: Path, folder: Path) -> dict[str, Any]:
         if importlib.util.find_spec(MODULES["tensorrt-rtx"]) is None:
             return {"engines": "no TensorRT-RTX is installed, which builds without a GPU"}
         return _build(bundle, flavour="tensorrt-rtx", ahead=AHEAD, cache=str(folder / "engines"))
 
     @contextmanager
-    def opened(
-        self,
-        bundle: str | Path,
-        backend: str,
-        precision: str,
-        *,
-        tile: int | None = None,
-        memory_limit: int | None = None,
-    ) -> Iterator[Target]:
+    def opened(self, bundle: Path, backend: str, precision: str, **options: int) -> Iterator[Target]:
         started = time.perf_counter()
-        found = read_bundle(find_bundle(bundle))
-        device = SimulatedDevice(found.manifest.classes, memory_limit=memory_limit or 1 << 40)
+        found = read_bundle(bundle)
+        device = SimulatedDevice(found.manifest.classes, memory_limit=options.get("memory_limit", 1 << 40))
         graphs = {
             each: OnnxRuntimeGraphs(onnxruntime, found, device, precision=each)
             for each in found.precisions
@@ -320,7 +294,7 @@ class Simulated:
             provider="ONNX Runtime on the CPU",
             precision=precision,
             asked="simulated",
-            tile=tile,
+            tile=options.get("tile"),
         )
 
         def put(picture: Pixels) -> SimulatedArray:
@@ -359,7 +333,7 @@ class Simulated:
         return {}
 
 
-def _build(bundle: Path, *, flavour: Flavour, ahead: str | None, cache: str | None) -> Mapping[str, Any]:
+def _build(bundle: Path, *, flavour: Flavour, ahead: str | None, cache: str | None) -> dict[str, Any]:
     request = parse_request(
         trt=flavour == "tensorrt",
         trt_rtx=flavour == "tensorrt-rtx",
@@ -377,4 +351,6 @@ def _build(bundle: Path, *, flavour: Flavour, ahead: str | None, cache: str | No
     )
     assert request is not None
     check_ready(request)
-    return run_request(read_bundle(bundle), request, None, as_json=True)
+    done = run_request(read_bundle(bundle), request, None, as_json=True)
+    # Where engines lie is this machine's business.
+    return {name: value for name, value in done.items() if name != "engine_folder"}
