@@ -25,6 +25,7 @@ __all__ = [
     "ClosedError",
     "DeviceMemoryError",
     "MemoryLimitError",
+    "NotInstalledError",
     "OptionError",
     "PcsrError",
     "PictureError",
@@ -54,6 +55,10 @@ class PictureError(PcsrError):
 
 class BackendError(PcsrError):
     """A backend is missing, broken, or did not give what was asked for."""
+
+
+class NotInstalledError(BackendError):
+    """A backend's library is not installed."""
 
 
 class MemoryLimitError(PcsrError):

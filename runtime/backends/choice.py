@@ -11,7 +11,7 @@ from pcsr.runtime.backends.onnxruntime import open_onnxruntime, parse_device
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend
 from pcsr.runtime.backends.tensorrt import open_tensorrt
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import BackendError, OptionError
+from pcsr.runtime.errors import BackendError, NotInstalledError, OptionError
 
 __all__ = ["BACKENDS", "Wanted", "open_backend"]
 
@@ -78,7 +78,8 @@ def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | D
     Args:
         bundle: whose graphs to run.
         wanted: where and how.
-        backend: a name, or "auto". What "auto" leaves out on a GPU, and why, is logged.
+        backend: a name, or "auto". What "auto" leaves out on a GPU, and why, is logged: as a warning if it is
+            installed.
 
     Raises:
         OptionError: no such backend, device or precision.
@@ -107,5 +108,7 @@ def _try(bundle: Bundle, wanted: Wanted, name: str) -> Backend | DeviceBackend |
     try:
         return BACKENDS[name](bundle, wanted)
     except BackendError as error:
-        logger.info("not running by %s: %s", name, error)
+        # Who has installed it counts on it; who has not may not want it.
+        level = logging.INFO if isinstance(error, NotInstalledError) else logging.WARNING
+        logger.log(level, "not running by %s: %s", name, error)
         return None

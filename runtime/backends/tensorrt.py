@@ -18,7 +18,7 @@ from pcsr.runtime.backends.engines import EXTRAS, MODULES, Engine, Flavour
 from pcsr.runtime.backends.onnxruntime import parse_device
 from pcsr.runtime.backends.protocol import DeviceBackend
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import BackendError, OptionError
+from pcsr.runtime.errors import BackendError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import Precision
 from pcsr.runtime.probe import Gpu, Unavailable, probe_gpu, probe_tensorrt
 
@@ -104,7 +104,7 @@ def _find(
     installed = [flavour for flavour in MODULES if _is_installed(flavour)]
     if not installed:
         extras = " or ".join(f"pip install 'pcsr[{EXTRAS[flavour]}]'" for flavour in MODULES)
-        raise BackendError(f"neither TensorRT nor TensorRT-RTX is installed; run: {extras}")
+        raise NotInstalledError(f"neither TensorRT nor TensorRT-RTX is installed; run: {extras}")
     folders = engine_folders(bundle, engine_cache)
     problems = []
     for flavour in installed:

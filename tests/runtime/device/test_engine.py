@@ -479,6 +479,24 @@ class TestOpening:
         with pytest.raises(BackendError, match=rf"pcsr-export {small_bundle} --trt --precision fp16"):
             Upscaler.open(small_bundle, backend="tensorrt", device="cuda", engine_cache=tmp_path)
 
+    @pytest.mark.parametrize(("version", "level"), [("10.16", "WARNING"), (None, "INFO")])
+    def test_leaving_out_what_is_installed_is_a_warning(
+        self,
+        small_bundle: Path,
+        as_if_on_a_gpu: Callable[[str | None], None],
+        caplog: pytest.LogCaptureFixture,
+        version: str | None,
+        level: str,
+    ) -> None:
+        as_if_on_a_gpu(version)
+        with (
+            caplog.at_level(logging.INFO, "pcsr.runtime.backends.choice"),
+            pytest.raises(BackendError, match="CUDAExecutionProvider"),
+        ):
+            Upscaler.open(small_bundle, device="cuda:0")
+        (record,) = [record for record in caplog.records if "not running by tensorrt" in record.getMessage()]
+        assert record.levelname == level
+
     def test_without_tensorrt_it_names_the_extra(
         self, small_bundle: Path, as_if_on_a_gpu: Callable[[str | None], None]
     ) -> None:
