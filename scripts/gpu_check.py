@@ -22,7 +22,7 @@ import msgspec
 from gpu_check_proofs import PROOFS
 from gpu_check_setup import Figures, NotProven, Setup, Skip
 from gpu_check_targets import Cuda, Machine, Simulated
-from gpu_check_timings import TIMINGS, goals
+from gpu_check_timings import PEERS, TIMINGS, goals
 from rich.console import Console
 from rich.table import Table
 
@@ -115,7 +115,8 @@ def run_all(
             for name, check in checks.items():
                 if only and name not in only:
                     continue
-                for target in targets:
+                # Peers are the same for every target.
+                for target in targets[:1] if name in PEERS else targets:
                     if clock() - begun > until:
                         report.add(_result(name, target.label, "skipped", message="no time left"))
                     else:

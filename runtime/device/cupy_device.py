@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
@@ -63,6 +64,10 @@ def compile_for(nvrtc: Any, classes: int, capability: int) -> bytes:
     return code
 
 
+# Seconds, once for all upscalers of a process.
+_compiled = cache(compile_for)
+
+
 class CupyDevice:
     """See `Device`."""
 
@@ -85,7 +90,7 @@ class CupyDevice:
                 self.memory = int(self._cupy.cuda.runtime.memGetInfo()[1])
                 capability = int(self._cupy.cuda.Device(index).compute_capability)
                 module = self._cupy.cuda.Module()
-                module.load(compile_for(self._cupy.cuda.nvrtc, classes, capability))
+                module.load(_compiled(self._cupy.cuda.nvrtc, classes, capability))
                 self._kernels = {name: module.get_function(name) for name in KERNELS}
         except BackendError:
             raise
