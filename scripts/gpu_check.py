@@ -55,10 +55,14 @@ class Report:
             f"{result['status']:7} {name} ({result['seconds']:.1f} s){note}", markup=False, highlight=False
         )
 
+    def goals(self) -> list[str]:
+        """What was aimed at beside what was measured, which nothing is in a dry run."""
+        return [] if self._head["simulated"] else goals(self.results)
+
     def write(self) -> None:
         """The whole file anew."""
         if self._path is not None:
-            whole = {**self._head, "results": self.results, "goals": goals(self.results)}
+            whole = {**self._head, "results": self.results, "goals": self.goals()}
             # Infinity, as the PSNR of equal pictures, becomes null; NumPy's numbers become plain ones.
             text = msgspec.json.format(msgspec.json.encode(whole, enc_hook=float), indent=1)
             write_whole(self._path, text + b"\n")
@@ -290,7 +294,7 @@ def main(
             report.add(run_check("build", lambda: machine.build(setup.reference_bundle(), work), "carn-pcsr"))
     run_all(setup, report, only=only, minutes=minutes, clock=time.monotonic)
     print_summary(console, machine.title, report.results)
-    for line in goals(report.results):
+    for line in report.goals():
         console.print(line, markup=False, highlight=False)
     if markdown:
         for line in tables(report.results):

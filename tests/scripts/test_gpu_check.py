@@ -52,6 +52,8 @@ def test_a_dry_run_passes_every_check(shared: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text())
     assert found["simulated"] is True
+    assert found["goals"] == []
+    assert "goal" not in done.stdout
     assert "NOTHING HERE WAS" in done.stdout
     assert "| k = 0 |" in done.stdout
     statuses = {(result["check"], result["target"]): result["status"] for result in found["results"]}
@@ -113,7 +115,7 @@ def checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
         setup = gpu_check_setup.Setup(
             Simulated(), shipped_bundle("fsrcnn"), None, None, None, None, tmp_path, True
         )
-        report = gpu_check.Report(tmp_path / "found.json", {"schema": 1}, Console(quiet=True))
+        report = gpu_check.Report(tmp_path / "found.json", {"simulated": True}, Console(quiet=True))
         gpu_check.run_all(setup, report, only=(), minutes=minutes, clock=clock)
         return json.loads((tmp_path / "found.json").read_text())["results"]
 
