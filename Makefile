@@ -8,10 +8,11 @@ SOURCES = $(ROOMS) scripts tests
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2
 
-.PHONY: help dev test test-slow lint types demo bundles clean
+.PHONY: help dev dev-gpu test test-slow lint types demo bundles clean
 
 help:
 	@echo "make dev        set up $(VENV) with everything the tests need"
+	@echo "make dev-gpu    the same with a GPU's libraries (GPU=gpu-cuda12,trt-rtx: other extras)"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make demo       upscale and validate one photograph (CHECKPOINT=path: export that first)"
@@ -28,6 +29,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # The strict editable install links files one by one, so new files need the links made anew.
 dev: $(VENV)/installed
 	PYTHONWARNINGS=ignore $(PIP) install -q --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+
+# Both packages are the module onnxruntime and would overwrite one another.
+GPU ?= gpu,trt
+dev-gpu: dev
+	$(PIP) uninstall -q -y onnxruntime onnxruntime-gpu
+	PYTHONWARNINGS=ignore $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[$(GPU)]' --config-settings editable_mode=strict
 
 lint: dev
 	$(BIN)/ruff check $(SOURCES)
