@@ -293,7 +293,8 @@ def _again(setup: Setup, target: Target, bundle: Path, **options: Any) -> Iterat
 def _oracle(setup: Setup) -> Callable[..., Reference]:
     """The published inference, on the GPU where PyTorch sees one, in true float32; once for all targets."""
     assert setup.checkpoint is not None
-    network = load_checkpoint(setup.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = setup.machine.device if torch.cuda.is_available() else "cpu"
+    network = load_checkpoint(setup.checkpoint).to(device)
 
     def oracle(picture: NDArray[Any], **options: Any) -> Reference:
         key = f"{hashlib.sha256(picture.tobytes()).hexdigest()} {picture.shape} {sorted(options.items())}"

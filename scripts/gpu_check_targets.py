@@ -77,9 +77,11 @@ class Machine(Protocol):
         title: what results are headed with.
         simulated: no GPU; nothing that was measured means anything.
         backends: backend and precision of each target, the most important first.
+        device: of it, as PyTorch names it.
     """
 
     title: str
+    device: str
     simulated: bool
     backends: Sequence[tuple[str, str]]
 
@@ -177,8 +179,9 @@ class Cuda:
     def __init__(self, device: str, engine_cache: str | None) -> None:
         import cupy
 
-        self._cupy, self._device, self._engine_cache = cupy, device, engine_cache
+        self._cupy, self._engine_cache = cupy, engine_cache
         self._index = int(device.partition(":")[2] or 0)
+        self.device = f"cuda:{self._index}"
         cupy.cuda.Device(self._index).use()
         gpu = probe_gpu(self._index)
         self.title = gpu.reason if isinstance(gpu, Unavailable) else gpu.name
@@ -209,7 +212,7 @@ class Cuda:
         started = time.perf_counter()
         with Upscaler.open(
             bundle,
-            device=self._device,
+            device=self.device,
             backend=backend,
             precision=precision,
             engine_cache=cache,
@@ -262,6 +265,7 @@ class Simulated:
     """The simulated device, on which ONNX Runtime's graphs run."""
 
     simulated = True
+    device = "cpu"
     title = "dry run on the simulated device: NOTHING HERE WAS MEASURED ON A GPU"
     backends: Sequence[tuple[str, str]] = (("simulated", "fp16"), ("simulated", "fp32"))
 

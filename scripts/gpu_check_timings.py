@@ -189,15 +189,26 @@ def _ours(target: Target, picture: Any, scale: int, rule: Mapping[str, Any]) -> 
 
 
 def _oracle(setup: Setup, picture: NDArray[Any]) -> dict[str, Competitor]:
-    import torch
-
     from pcsr.model.checkpoint import load_checkpoint
     from pcsr.model.reference import upscale
 
     if setup.checkpoint is None:
         return {}
-    network = load_checkpoint(setup.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    if not _pytorch_is_there(setup):
+        return {ORACLE: _no_pytorch}
+    network = load_checkpoint(setup.checkpoint).to(setup.machine.device)
     return {ORACLE: lambda: upscale(network, picture, scale=4)}
+
+
+def _pytorch_is_there(setup: Setup) -> bool:
+    """Whether PyTorch runs where ours does; on the processor of a machine with a GPU its times would mean nothing."""
+    import torch
+
+    return setup.machine.simulated or torch.cuda.is_available()
+
+
+def _no_pytorch() -> None:
+    raise Skip("this PyTorch sees no GPU; install its CUDA build")
 
 
 def _dense(setup: Setup, picture: NDArray[Any]) -> dict[str, Competitor]:
@@ -206,14 +217,17 @@ def _dense(setup: Setup, picture: NDArray[Any]) -> dict[str, Competitor]:
 
     from pcsr.model.dense import DenseNetwork, load_dense
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dense = DenseNetwork("carn", 64) if setup.dense is None else load_dense(setup.dense)
     dense.eval()
+    competitors: dict[str, Competitor] = {DENSE_TENSORRT: _dense_tensorrt(setup, dense, picture.shape[:2])}
+    names = ("dense, PyTorch fp32", "dense, PyTorch fp16 channels last", "dense, PyTorch fp16 compiled")
+    if not _pytorch_is_there(setup):
+        return competitors | dict.fromkeys(names, _no_pytorch)
+    device = setup.machine.device
     planar = torch.from_numpy(picture).permute(2, 0, 1)[None].float().to(device) / 255
     half = load_half(dense).to(device, memory_format=torch.channels_last)
     lr = planar.half().contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(half, backend="eager" if setup.small else "inductor", dynamic=False)
-    whole = dense.to(device)
 
     def run(network: Callable[..., Any], values: Any) -> Competitor:
         def forward() -> None:
@@ -222,12 +236,8 @@ def _dense(setup: Setup, picture: NDArray[Any]) -> dict[str, Competitor]:
 
         return forward
 
-    return {
-        "dense, PyTorch fp32": run(whole, planar),
-        "dense, PyTorch fp16 channels last": run(half, lr),
-        "dense, PyTorch fp16 compiled": run(compiled, lr),
-        DENSE_TENSORRT: _dense_tensorrt(setup, dense, picture.shape[:2]),
-    }
+    runs = (run(dense.to(device), planar), run(half, lr), run(compiled, lr))
+    return competitors | dict(zip(names, runs, strict=True))
 
 
 def load_half(dense: Any) -> Any:
@@ -275,7 +285,7 @@ def _dense_tensorrt(setup: Setup, dense: Any, size: Sequence[int]) -> Competitor
         from pcsr.runtime.device.cupy_device import CupyDevice
 
         trt = importlib.import_module(MODULES[flavour])
-        device = CupyDevice(0, classes=2)
+        device = CupyDevice(int(setup.machine.device.partition(":")[2]), classes=2)
         logger = trt.Logger(trt.Logger.WARNING)
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine(plan)

@@ -210,3 +210,17 @@ def test_photographs_are_of_any_size_and_differ() -> None:
     # Mirrored at its edge, so there is no seam.
     wide = photo(300, 902)
     np.testing.assert_array_equal(wide[:, 450], wide[:, 451])
+
+
+def test_pytorch_without_the_gpu_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Simulated()
+    monkeypatch.setattr(Simulated, "simulated", False)
+    monkeypatch.setattr(gpu_check_timings, "_dense_tensorrt", lambda *_: lambda: None)
+    setup = gpu_check_setup.Setup(
+        machine, shipped_bundle("carn"), CHECKPOINT, None, None, None, tmp_path, True
+    )
+    with machine.opened(setup.bundle, "simulated", "fp32") as target:
+        found = gpu_check_timings.peers(setup, target, case=0)["x4 to 1080p"]
+    for name, each in found.items():
+        assert ("PyTorch" in name) == ("sees no GPU" in each.get("error", "")), name
+    assert "ms" in found["pcsr, k = 0"]
