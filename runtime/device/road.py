@@ -103,12 +103,14 @@ class DeviceRoad:
         with self._streams.borrowed_on_failure() as copies:
             began = copies.mark()
             if on_host:
-                values = np.ascontiguousarray(picture).reshape(*picture.shape[:2], -1)
+                shape = tuple(picture.shape)
+                values = np.ascontiguousarray(picture).reshape(*shape[:2], -1)
                 array = self._allocate(copies, values.shape, values.dtype)
                 copies.upload(values, array)
             else:
-                array = self._adopt(picture, copies, stream)
-            shape = tuple(picture.shape)
+                adopted = self._adopt(picture, copies, stream)
+                shape = adopted.shape
+                array = adopted.part(0, (*shape[:2], shape[2] if len(shape) == 3 else 1))
             return Prepared(PictureOnDevice(array, shape, copies.mark(), on_host), copies, stream, began)
 
     def compute(self, prepared: Prepared, options: Options, progress: Progress | None) -> Computed:
@@ -202,4 +204,4 @@ class DeviceRoad:
             copies.launch("find_nonfinite_float32", array.size, array, array.size, flag)
             if copies.download(flag).wait()[0]:
                 raise PictureError("the picture has NaN or infinite values; replace them first")
-        return array.part(0, (*array.shape[:2], array.shape[2] if len(array.shape) == 3 else 1))
+        return array

@@ -28,15 +28,25 @@ Launch = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Launch]:
-    """host_kernels(classes, backwards=False) → launch: the compiled sources for a number of classes."""
+def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ctypes.CDLL]:
+    """kernel_library(classes) → the sources compiled for a number of classes."""
     folder = tmp_path_factory.mktemp("kernels")
     compiled: dict[int, ctypes.CDLL] = {}
 
-    def of(classes: int, *, backwards: bool = False) -> Launch:
+    def of(classes: int) -> ctypes.CDLL:
         if classes not in compiled:
             compiled[classes] = compile_kernels(folder, classes)
-        return launcher(compiled[classes], backwards=backwards)
+        return compiled[classes]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def host_kernels(kernel_library: Callable[[int], ctypes.CDLL]) -> Callable[..., Launch]:
+    """host_kernels(classes, backwards=False) → launch: the compiled sources for a number of classes."""
+
+    def of(classes: int, *, backwards: bool = False) -> Launch:
+        return launcher(kernel_library(classes), backwards=backwards)
 
     return of
 
