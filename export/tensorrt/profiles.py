@@ -24,6 +24,8 @@ __all__ = ["POINTS", "Sizes", "graph_profiles"]
 POINTS = 1 << 20
 # Columns of a block; see `tiling.blocks`.
 BLOCK_COLUMNS = 2048
+# A block is a row or more, and for refinement one above and one below.
+LEAST_POINTS = 3 * BLOCK_COLUMNS
 # TensorRT counts the elements of a tensor in 31 bits.
 ELEMENTS = (1 << 31) - 1
 # The scale that the engines are fastest at.
@@ -69,8 +71,8 @@ class Sizes:
                 f"--max-lr is {_text(self.max_lr)}; this backbone sees {manifest.halo} pixels around, so larger "
                 f"pictures can only be tiled when both sides are {least} or more"
             )
-        if not self.points >= BLOCK_COLUMNS:
-            raise OptionError(f"--points is {self.points}; it must be {BLOCK_COLUMNS} or more")
+        if not self.points >= LEAST_POINTS:
+            raise OptionError(f"--points is {self.points}; it must be {LEAST_POINTS} or more")
         network = manifest.network
         hidden = max(
             3, *manifest.table_channels, *network.classifier, *(n for u in network.upsamplers for n in u)
@@ -96,7 +98,7 @@ def graph_profiles(manifest: Manifest, sizes: Sizes) -> Mapping[str, tuple[Profi
         sizes: that were asked for, checked.
     """
     (min_h, min_w), (opt_h, opt_w), (max_h, max_w) = sizes.min_lr, sizes.opt_lr, sizes.max_lr
-    columns = min(BLOCK_COLUMNS, sizes.points)
+    columns = BLOCK_COLUMNS
     rows = sizes.points // columns
     heads = ["classifier", *(f"upsampler_{j}" for j in range(manifest.classes))]
     profiles: dict[str, tuple[Profile, ...]] = {

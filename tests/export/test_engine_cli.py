@@ -135,7 +135,7 @@ def test_building_from_a_bundle_needs_neither_torch_nor_onnx(bundle: Path) -> No
         ([*AHEAD, "--max-lr", "20x20", "--opt-lr", "20x20"], "--max-lr is 20x20; this backbone sees"),
         ([*AHEAD, "--min-lr", "big"], "'big' is not a size"),
         ([*AHEAD, "--workspace", "much"], "'much' is not an amount of memory"),
-        ([*AHEAD, "--points", "1"], "--points is 1; it must be 2048 or more"),
+        ([*AHEAD, "--points", "1"], "--points is 1; it must be 6144 or more"),
         ([*AHEAD, "--engine-cache", ""], "--engine-cache is empty"),
         ([*AHEAD, "--precision", "int8"], "int8"),
         ([*AHEAD, "--precision", ""], "(none) is unknown"),

@@ -22,8 +22,8 @@ MANIFEST = read_bundle(shipped_bundle("carn")).manifest
 HALO = MANIFEST.halo
 SIZES = {
     "default": Sizes(),
-    "small": Sizes(min_lr=(8, 8), opt_lr=(40, 40), max_lr=(2 * (HALO + 1) + 16,) * 2, points=1 << 12),
-    "wide": Sizes(min_lr=(1, 1), opt_lr=(100, 300), max_lr=(100, 1000), points=5000),
+    "small": Sizes(min_lr=(8, 8), opt_lr=(40, 40), max_lr=(2 * (HALO + 1) + 16,) * 2, points=3 << 11),
+    "wide": Sizes(min_lr=(1, 1), opt_lr=(100, 300), max_lr=(100, 1000), points=7000),
 }
 
 
@@ -142,7 +142,7 @@ def test_blocks_of_a_piece_cover_it_once_and_stay_below_the_points() -> None:
             hr = piece.tile.hr.grown(margin, rows.hr, columns.hr)
             seen = np.zeros(hr.shape, dtype=int)
             for block in piece.blocks():
-                assert block.pixels <= 5000
+                assert block.pixels <= 7000
                 seen[
                     block.top - hr.top : block.bottom - hr.top, block.left - hr.left : block.right - hr.left
                 ] += 1
@@ -186,7 +186,7 @@ def test_chunks_cover_the_routed_pixels() -> None:
         (Sizes(min_lr=(300, 16)), "--min-lr and --opt-lr are 16x300 and 480x270"),
         (Sizes(max_lr=(200, 1920)), "--opt-lr and --max-lr are 480x270 and 1920x200"),
         (Sizes(opt_lr=(20, 20), max_lr=(40, 40)), "--max-lr is 40x40; this backbone sees"),
-        (Sizes(points=100), "--points is 100; it must be 2048 or more"),
+        (Sizes(points=100), "--points is 100; it must be 6144 or more"),
         (Sizes(points=1 << 26), "--points makes tensors of 67108864 pixels"),
         (Sizes(max_lr=(30000, 30000)), "--max-lr makes tensors of 900000000 pixels"),
     ],
