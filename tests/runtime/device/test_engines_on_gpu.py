@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,17 +15,23 @@ import msgspec
 import numpy as np
 import pytest
 import skimage.data
+from click.testing import CliRunner
 from fake_cupy import FakeCupy
 from fake_tensorrt import FakeTensorrt
 
 from pcsr.export.tensorrt.profiles import Sizes, graph_profiles
 from pcsr.runtime import Upscaler
+from pcsr.runtime.backends import tensorrt as backend
+from pcsr.runtime.backends.engine_search import machine_platform
 from pcsr.runtime.backends.engines import Description, Engine, Identity, Tuning
 from pcsr.runtime.bundle import Bundle, read_bundle
+from pcsr.runtime.cli import main as upscale_command
 from pcsr.runtime.device import cupy_device
 from pcsr.runtime.device.cupy_device import CupyDevice
 from pcsr.runtime.device.engine import EngineGraphs
 from pcsr.runtime.device.road import DeviceRoad
+from pcsr.runtime.pictures import read_picture, write_picture
+from pcsr.runtime.probe import Gpu
 
 PHOTO = skimage.data.chelsea()
 # Small windows and calls, so that pictures of a test are cut in every way.
@@ -44,7 +52,7 @@ def engines(
             graph_sha256=entry.sha256,
             flavour="tensorrt",
             version="10.16",
-            platform="linux-x86_64",
+            platform=machine_platform(),
             compute_capabilities=("9.0",),
             gpu="GPU",
             profiles=profiles[graph],
@@ -172,3 +180,59 @@ def test_what_overflows_in_fp16_is_redone_by_the_fp32_engines(
         expected = cpu(loud, scale=2)
     assert result.redone_tiles >= 1
     np.testing.assert_allclose(result.image, expected.image, rtol=1e-4, atol=1e-1)
+
+
+@pytest.fixture
+def machine_with_engines(
+    kernel_library: Callable[[int], ctypes.CDLL],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    small_bundle: Path,
+) -> Path:
+    """A folder of engines for a GPU that is there, as far as anybody here can tell."""
+    bundle = read_bundle(small_bundle)
+    cupy = FakeCupy(lambda: kernel_library(2))
+    files = {each: engines(bundle, tmp_path, each, WIDE) for each in ("fp32", "fp16")}
+    library = FakeTensorrt(cupy, {f"{p} {g}": e for p, of in files.items() for g, e in of.items()})
+    monkeypatch.setattr(cupy_device, "_import", lambda: cupy)
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    monkeypatch.setattr(backend, "_gpu", lambda index: Gpu("GPU", "9.0", 1 << 36, "12.8"))
+    monkeypatch.setattr(backend, "_is_installed", lambda flavour: flavour == "tensorrt")
+    monkeypatch.setattr(backend, "_version", lambda module: "10.16")
+    return tmp_path
+
+
+@pytest.mark.parametrize("asked", ["tensorrt", "auto"])
+@pytest.mark.parametrize(("precision", "runs"), [("auto", "fp16"), ("fp32", "fp32")])
+def test_upscaler_open_finds_the_engines(
+    machine_with_engines: Path, small_bundle: Path, asked: str, precision: str, runs: str
+) -> None:
+    lr = picture(30, 40)
+    with Upscaler.open(
+        small_bundle, device="cuda", backend=asked, precision=precision, engine_cache=machine_with_engines
+    ) as up:
+        result = up(lr, scale=3)
+        assert (up.backend, up.precision, up.device, up.provider) == (
+            "tensorrt",
+            runs,
+            "cuda",
+            "TensorRT 10.16",
+        )
+    with Upscaler.open(small_bundle, precision="fp32", threads=1) as cpu:
+        expected = cpu(lr, scale=3)
+    assert (result.backend, result.precision) == ("tensorrt", runs)
+    # In the other precision a pixel next to the threshold goes elsewhere.
+    assert np.quantile(np.abs(result.image.astype(int) - expected.image), 0.98) <= 1
+
+
+def test_the_command_upscales_a_file_by_them(
+    machine_with_engines: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    lr, written = tmp_path / "photo.png", tmp_path / "large.png"
+    write_picture(lr, picture(30, 40))
+    arguments = [lr, "-b", small_bundle, "-o", written, "--device", "cuda", "--backend", "tensorrt"]
+    arguments += ["--engine-cache", machine_with_engines, "--scale", "2", "--json"]
+    done = CliRunner().invoke(upscale_command, [str(each) for each in arguments])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["backend"] == "tensorrt"
+    assert read_picture(written).pixels.shape == (60, 80, 3)
