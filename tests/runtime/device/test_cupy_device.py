@@ -17,6 +17,7 @@ import skimage.data
 from fake_cupy import TO_DEVICE, TO_HOST, FakeArray, FakeCupy
 
 from pcsr.runtime import Upscaler
+from pcsr.runtime.backends import onnxruntime as backend
 from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.device import cupy_device
 from pcsr.runtime.device.cupy_device import CupyDevice
@@ -206,3 +207,48 @@ def test_uploads_are_kept_until_they_are_done_and_may_be_changed_at_once(cupy: F
 def test_a_gpu_that_is_not_there_is_an_error(cupy: FakeCupy) -> None:
     with pytest.raises(BackendError, match="cannot use GPU 3: cudaErrorInvalidDevice"):
         CupyDevice(3, classes=2)
+
+
+class OnCuda(onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
+    """A session that is asked for CUDA and runs on the processor, where the stand-in's memory is."""
+
+    def __init__(self, model: bytes, options: Any, providers: list[Any]) -> None:
+        ((provider, self.asked),) = providers
+        assert provider == "CUDAExecutionProvider"
+        super().__init__(model, providers=["CPUExecutionProvider"])
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def io_binding(self) -> Any:
+        binding = super().io_binding()
+
+        def bind(to: Callable[..., None]) -> Callable[..., None]:
+            def on_host(name: str, device: str, index: int, kind: Any, shape: Any, address: int) -> None:
+                assert (device, index) == ("cuda", 0)
+                to(name, "cpu", 0, kind, shape, address)
+
+            return on_host
+
+        binding.bind_input, binding.bind_output = bind(binding.bind_input), bind(binding.bind_output)
+        return binding
+
+
+@pytest.mark.parametrize(("precision", "runs"), [("auto", "fp16"), ("fp32", "fp32")])
+def test_onnxruntime_on_a_gpu_is_opened_by_name(
+    cupy: FakeCupy,
+    small_bundle: Path,
+    on_cpu: Upscaler,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    runs: str,
+) -> None:
+    ort = SimpleNamespace(
+        SessionOptions=onnxruntime.SessionOptions, RunOptions=onnxruntime.RunOptions, InferenceSession=OnCuda
+    )
+    monkeypatch.setattr(backend, "_import", lambda provider: ort)
+    with Upscaler.open(small_bundle, device="cuda", backend="onnxruntime", precision=precision) as up:
+        assert (up.backend, up.provider, up.precision) == ("onnxruntime", "CUDAExecutionProvider", runs)
+        result = up(cupy.put(PHOTO), scale=2, adaptive=True)
+    expected = on_cpu(PHOTO, scale=2, adaptive=True)
+    assert np.quantile(np.abs(result.image.get().astype(int) - expected.image), 0.98) <= 1
