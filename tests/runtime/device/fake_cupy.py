@@ -40,6 +40,7 @@ class FakeCupy(ModuleType):
     def __init__(self, library: Callable[[], ctypes.CDLL], *, memory: int = 1 << 30, gpus: int = 1) -> None:
         super().__init__("cupy")
         self.calls: list[tuple[Any, ...]] = []
+        self.uint8 = np.uint8
         self.gpus, self._library, self._memory = gpus, library, memory
         self._here, self._one_kernel = threading.local(), threading.Lock()
         self._streams = self._events = 0
@@ -52,6 +53,9 @@ class FakeCupy(ModuleType):
                     raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
                 self.id = index
                 self.compute_capability = "90"
+
+            def use(self) -> None:
+                pass
 
             def __enter__(self) -> Device:
                 return self
@@ -156,6 +160,16 @@ class FakeCupy(ModuleType):
 
         runtime = SimpleNamespace(
             memGetInfo=lambda: (memory // 2, memory),
+            getDeviceProperties=lambda device: {
+                "name": b"stand-in",
+                "major": 9,
+                "minor": 0,
+                "totalGlobalMem": memory,
+                "multiProcessorCount": 132,
+            },
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
+            deviceSynchronize=lambda: None,
             memcpyHostToDevice=TO_DEVICE,
             memcpyDeviceToHost=TO_HOST,
             memcpyDeviceToDevice=WITHIN,
@@ -183,6 +197,7 @@ class FakeCupy(ModuleType):
             UnownedMemory=lambda ptr, size, owner, device_id=-1: _Unowned(ptr, owner, device_id),
             MemoryPointer=lambda mem, offset: SimpleNamespace(ptr=mem.ptr + offset, mem=mem),
             get_elapsed_time=elapsed,
+            get_current_stream=lambda device_id=-1: Stream(),
             runtime=runtime,
             nvrtc=nvrtc,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
@@ -198,12 +213,30 @@ class FakeCupy(ModuleType):
         return FakeArray(tuple(shape), np.dtype(dtype), memptr.ptr, memptr.mem, memptr.mem.device_id)
 
     def asarray(self, values: Any) -> FakeArray:
-        """An array of another library's, by its interface."""
+        """An array of another library's, by its interface; a copy of a NumPy array."""
+        if isinstance(values, np.ndarray):
+            return self.put(values)
         found = values.__cuda_array_interface__
         strides, shape = found.get("strides"), found["shape"]
         return FakeArray(
             shape, np.dtype(found["typestr"]), found["data"][0], values, 0, contiguous=strides is None
         )
+
+    def asnumpy(self, array: FakeArray) -> np.ndarray:
+        """A copy on the host."""
+        return array.get()
+
+    def zeros(self, size: int, dtype: Any = float) -> FakeArray:
+        """An array of a caller's."""
+        return self.put(np.zeros(size, dtype))
+
+    def empty_like(self, array: FakeArray) -> FakeArray:
+        """The same."""
+        return self.put(array.get())
+
+    def copyto(self, dst: FakeArray, src: FakeArray) -> None:
+        """Within the device."""
+        ctypes.memmove(dst.data.ptr, src.data.ptr, int(np.prod(src.shape)) * src.dtype.itemsize)
 
     def from_dlpack(self, values: Any) -> FakeArray:
         """The same by DLPack."""

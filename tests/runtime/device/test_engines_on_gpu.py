@@ -6,11 +6,14 @@ import ctypes
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import gpu_check
+import gpu_check_targets
 import msgspec
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ import skimage.data
 from click.testing import CliRunner
 from fake_cupy import FakeCupy
 from fake_tensorrt import FakeTensorrt
+from gpu_check_setup import Setup
+from rich.console import Console
 
 from pcsr.export.tensorrt.profiles import Sizes, graph_profiles
 from pcsr.runtime import Upscaler
@@ -236,3 +241,43 @@ def test_the_command_upscales_a_file_by_them(
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["backend"] == "tensorrt"
     assert read_picture(written).pixels.shape == (60, 80, 3)
+
+
+def test_the_check_for_gpus_passes_on_a_machine_that_looks_like_one(
+    kernel_library: Callable[[int], ctypes.CDLL],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    small_bundle: Path,
+    machine_with_engines: Path,
+) -> None:
+    """`scripts/gpu_check.py` as on a GPU, in small: what it asks of CuPy and of upscalers."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_device._import())
+    monkeypatch.setattr(gpu_check_targets, "probe_gpu", lambda index: Gpu("GPU", "9.0", 1 << 36, "12.8"))
+    monkeypatch.setattr(gpu_check_targets, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(gpu_check_targets.Cuda, "backends", (("tensorrt", "fp32"), ("tensorrt", "fp16")))
+    machine = gpu_check_targets.Cuda("cuda:0", str(machine_with_engines))
+    setup = Setup(machine, small_bundle, None, None, None, None, tmp_path, True)
+    report = gpu_check.Report(None, {"simulated": False, **machine.describe()}, Console(quiet=True))
+    only = (
+        "open",
+        "rules",
+        "tiles",
+        "arrays",
+        "threads",
+        "map",
+        "leak",
+        "sizes",
+        "pictures",
+        "stages",
+    )
+    gpu_check.run_all(setup, report, only=only, minutes=60, clock=time.monotonic)
+    failed = [
+        (each["check"], each["target"], each["message"], each["trace"])
+        for each in report.results
+        if each["status"] == "failed"
+    ]
+    assert not failed
+    assert {each["check"] for each in report.results if each["status"] == "passed"} == set(only)
+    found = {each["check"]: each["figures"] for each in report.results if each["target"] == "tensorrt fp32"}
+    assert found["arrays"]["libraries"] == ["CuPy", "CuPy on a stream of the caller"]
+    assert found["stages"]["bytes per second"] > 0
