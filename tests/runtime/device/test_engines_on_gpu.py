@@ -264,6 +264,7 @@ def test_the_check_for_gpus_passes_on_a_machine_that_looks_like_one(
         "tiles",
         "arrays",
         "threads",
+        "memory",
         "map",
         "leak",
         "sizes",
