@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ ENVIRONMENT = {
 NOISE_LIMIT = 4000
 # A process that hangs in a driver may outlive SIGKILL; it is not waited for longer.
 AFTER_KILL_S = 1.0
+# The system may hand Ctrl-C to any thread, and Python acts on it only when the main one wakes: it never sleeps longer.
+WAKE_S = 0.2
 LINE_LIMIT = 400
 
 
@@ -135,10 +137,13 @@ def run_trials(
     try:
         futures = {pool.submit(runner.run, code, timeout): name for name, code in codes.items()}
         found = {}
-        for future in as_completed(futures):
-            found[futures[future]] = future.result()
-            if progress is not None:
-                progress()
+        pending = set(futures)
+        while pending:
+            ended, pending = wait(pending, timeout=WAKE_S, return_when=FIRST_COMPLETED)
+            for future in ended:
+                found[futures[future]] = future.result()
+                if progress is not None:
+                    progress()
         return {name: found[name] for name in codes}
     finally:
         runner.stop()
