@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-ROOMS = model export runtime training validation
+ROOMS = calibration model export runtime training validation
 SOURCES = $(ROOMS) scripts tests
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2

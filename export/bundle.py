@@ -24,19 +24,31 @@ from pcsr.export.locks import held
 from pcsr.runtime.atomic import sync_folder, write_whole
 from pcsr.runtime.bundle import MANIFEST, Bundle, read_bundle
 from pcsr.runtime.errors import BundleError, OptionError
-from pcsr.runtime.manifest import FileEntry, Manifest, Precision, parse_manifest
+from pcsr.runtime.manifest import FORMS, FileEntry, Form, Manifest, Precision, parse_manifest
 
-__all__ = ["PRECISIONS", "Contents", "commit", "locked", "provenance", "sweep", "target_state"]
+__all__ = [
+    "DEFAULT_PRECISIONS",
+    "PRECISIONS",
+    "Contents",
+    "commit",
+    "locked",
+    "provenance",
+    "sweep",
+    "target_state",
+]
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = tuple(FORMS)
+# Those that need nothing but the checkpoint.
+DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 # How long to wait for another export into the same bundle before giving up.
 LOCK_SECONDS = 600
 
 # Only files of these names are ever swept.
 OURS = re.compile(
-    r"network-[0-9a-f]{12}\.safetensors|sample-[0-9a-f]{12}\.png|graphs/[a-z0-9]+/[a-z0-9_]+-[0-9a-f]{12}\.onnx"
-    r"|(graphs/[a-z0-9]+/)?\.[^/]+\.[0-9a-f]{8}\.partial"
+    r"network-[0-9a-f]{12}\.safetensors|sample-[0-9a-f]{12}\.png|calibration-[0-9a-f]{12}\.json"
+    r"|graphs/[a-z0-9-]+/[a-z0-9_]+-[0-9a-f]{12}\.onnx"
+    r"|(graphs/[a-z0-9-]+/)?\.[^/]+\.[0-9a-f]{8}\.partial"
 )
 
 
@@ -45,18 +57,20 @@ class Contents:
     """What a bundle will hold: the manifest's fields beside its file entries, and the files' bytes.
 
     Attributes:
-        fields: of `Manifest`, without format, version, weights, sample and graphs.
+        fields: of `Manifest`, without format, version, weights, sample, graphs and calibration.
         weights: content of network.safetensors.
         sample: content of the sample picture.
-        graphs: content of the graphs by precision and name.
+        graphs: content of the graphs by form and name.
         kept: graphs of an existing bundle that stay as they are.
+        calibration: content of the calibration cache, where there are int8 graphs.
     """
 
     fields: Mapping[str, Any]
     weights: bytes
     sample: bytes
-    graphs: Mapping[Precision, Mapping[str, bytes]]
-    kept: Mapping[Precision, Mapping[str, FileEntry]]
+    graphs: Mapping[Form, Mapping[str, bytes]]
+    kept: Mapping[Form, Mapping[str, FileEntry]]
+    calibration: bytes | None = None
 
 
 def target_state(path: Path) -> Literal["absent", "empty", "bundle", "foreign"]:
@@ -172,11 +186,12 @@ def _write(folder: Path, contents: Contents) -> None:
             write_whole(place, content)
         return entry
 
-    graphs = {precision: dict(files) for precision, files in contents.kept.items()}
-    for precision, files in contents.graphs.items():
-        graphs[precision] = {
-            name: put(f"graphs/{precision}/{name}", ".onnx", content) for name, content in files.items()
+    graphs = {form: dict(files) for form, files in contents.kept.items()}
+    for form, files in contents.graphs.items():
+        graphs[form] = {
+            name: put(f"graphs/{form}/{name}", ".onnx", content) for name, content in files.items()
         }
+    calibration = contents.calibration
     sync_folder(folder / "graphs")
     manifest = Manifest(
         format="pcsr-bundle",
@@ -184,7 +199,8 @@ def _write(folder: Path, contents: Contents) -> None:
         **contents.fields,
         weights=put("network", ".safetensors", contents.weights),
         sample=put("sample", ".png", contents.sample),
-        graphs={precision: graphs[precision] for precision in PRECISIONS if precision in graphs},
+        graphs={form: graphs[form] for forms in FORMS.values() for form in forms if form in graphs},
+        calibration=None if calibration is None else put("calibration", ".json", calibration),
     )
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     # What the reader would refuse is not written.
@@ -208,6 +224,7 @@ def sweep(path: Path) -> None:
             # Nobody knows which files a damaged manifest means.
             return
         named = {manifest.weights.path, manifest.sample.path}
+        named |= {manifest.calibration.path} if manifest.calibration else set()
         named |= {entry.path for files in manifest.graphs.values() for entry in files.values()}
     for entry in sorted(path.rglob("*"), reverse=True):
         relative = entry.relative_to(path).as_posix()

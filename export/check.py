@@ -25,6 +25,7 @@ __all__ = [
     "Case",
     "cases",
     "check_half",
+    "check_int8",
     "check_precision",
     "graph_outputs",
     "network_outputs",
@@ -37,6 +38,9 @@ Outputs = Mapping[tuple[str, str], NDArray[Any]]
 # Largest error against PyTorch, as a share of the value range of the tensor. float32: sums in another order
 # over some sixty layers; float16: eleven bits, over as many.
 TOLERANCES = {"fp32": 2e-5, "fp16": 2e-2}
+# Root mean square error of int8 as a share of the range: many times what calibrated networks show (at most 0.03), and
+# a fraction of what a wrong scale makes.
+INT8_TOLERANCE = 0.1
 
 # Input (h, w) and scale: whole, non-integer and no magnification, odd sides, one a single row.
 CASES = (((24, 40), 4.0), ((33, 17), 2.3), ((1, 9), 1.0))
@@ -168,6 +172,28 @@ def check_precision(
             raise CheckError(
                 f"{precision} graph {graph}, tensor {tensor}, {case}: differs from {reference} by "
                 f"{error:.3g} of its range, allowed is {tolerance:g}; nothing was written"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def check_int8(form: str, case: Case, expected: Outputs, got: Outputs) -> float:
+    """Compare all outputs of int8 graphs; the largest root mean square error as a share of its tensor's range.
+
+    What INT8 costs is judged in dB when calibrating; this catches a graph that is wrong.
+
+    Raises:
+        CheckError: one is beyond `INT8_TOLERANCE`.
+    """
+    worst = 0.0
+    for (graph, tensor), values in expected.items():
+        span = max(1.0, float(np.ptp(values)))
+        difference = (got[graph, tensor] - values).astype(np.float64)
+        error = float(np.sqrt(np.mean(difference * difference))) / span
+        if not error <= INT8_TOLERANCE:
+            raise CheckError(
+                f"{form} graph {graph}, tensor {tensor}, {case}: differs from fp32 by {error:.3g} of its range in "
+                f"the mean square, allowed is {INT8_TOLERANCE:g}; nothing was written"
             )
         worst = max(worst, error)
     return worst

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.text import Text
 from pcsr.export.tensorrt.request import engine_options, parse_request
 from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.console import exit_on_error, start_logging
-from pcsr.runtime.errors import OptionError
+from pcsr.runtime.errors import CheckError, OptionError
 from pcsr.runtime.shipped import find_bundle, shipped_bundles
 
 __all__ = ["main"]
@@ -34,10 +35,18 @@ __all__ = ["main"]
     help="Precisions the bundle shall have, and engines are built for.  [default: fp32,fp16; engines: the bundle's]",
 )
 @click.option(
+    "--calibration", metavar="CACHE.json", help="Cache from pcsr-calibrate; asks for int8 beside the default."
+)
+@click.option(
     "--force", is_flag=True, help="Replace a bundle that is damaged or of another checkpoint, wholly."
 )
 @engine_options
 @click.option("--inspect", is_flag=True, help="Only show what the bundle INPUT holds.")
+@click.option(
+    "--lint",
+    is_flag=True,
+    help="Only say which layers of the ONNX file INPUT will run in INT8; with --for tensorrt or onnxruntime.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Log details.")
 @exit_on_error()
@@ -46,8 +55,10 @@ def main(
     output: str | None,
     onnx: bool,
     precision: str | None,
+    calibration: str | None,
     force: bool,
     inspect: bool,
+    lint: bool,
     as_json: bool,
     verbose: bool,
     **engine_choices: Any,
@@ -59,16 +70,34 @@ def main(
     existing bundle, the same checkpoint adds what is missing and keeps the rest. With --trt or --trt-rtx the
     bundle's graphs are then built into engines; those that fit are kept.
 
-    Status: 0 done or nothing to do, 2 nothing was tried, 3 a check failed, 130 interrupted.
+    Status: 0 done or nothing to do, 2 nothing was tried, 3 a check failed or a quantised layer will not run in
+    INT8 (--lint), 130 interrupted.
     """
     start_logging(verbose=verbose)
     # Empty is what a shell makes of a variable that is not set; a path would take it for this folder.
     if not source or output == "":
         raise OptionError("INPUT or -o is empty; name a checkpoint or bundle, and the bundle to write")
+    if lint:
+        others = {name: value for name, value in engine_choices.items() if name != "ahead"}
+        if (
+            output
+            or precision
+            or calibration
+            or force
+            or inspect
+            or any(v not in (None, False) for v in others.values())
+        ):
+            raise OptionError(
+                "--lint only judges the ONNX file INPUT; leave other options than --for and --json away"
+            )
+        _lint(Path(source), engine_choices["ahead"], as_json)
+        return
     request = parse_request(**engine_choices)
     if inspect:
-        if output is not None or request is not None:
-            raise OptionError("--inspect only shows what INPUT holds; leave -o away, and options of engines")
+        if output is not None or request is not None or calibration is not None:
+            raise OptionError(
+                "--inspect only shows what INPUT holds; leave -o and --calibration away, and options of engines"
+            )
         _show(read_bundle(find_bundle(source)), as_json)
         return
     # A name that is no shipped bundle's may still be a checkpoint's.
@@ -78,13 +107,18 @@ def main(
     if request is not None:
         # Before an export that takes long: what is missing for the engines would be missing after it.
         _engine_command().check_ready(request)
+    if calibration == "":
+        raise OptionError("--calibration is empty; name a cache that pcsr-calibrate wrote")
     report: dict[str, Any] = {}
-    if request is None or output or force or not place.is_dir() or _lacks(place, wanted, shipped):
+    asked = output or force or calibration is not None
+    if request is None or asked or not place.is_dir() or _lacks(place, wanted, shipped):
         if output is None:
             if not Path(source).is_dir():
                 raise OptionError(f"name the bundle to write: pcsr-export {source} -o BUNDLE")
             output = source
-        report = _export(place, Path(output), wanted, force)
+        report = _export(
+            place, Path(output), wanted, None if calibration is None else Path(calibration), force
+        )
         place = Path(output)
         if not as_json:
             _say(report, output)
@@ -105,8 +139,9 @@ def _say(outcome: Mapping[str, Any], output: str) -> None:
         return
     click.echo(f"{output}: wrote {', '.join(outcome['written'])}" + _kept(outcome["kept"]))
     for name, error in outcome["errors"].items():
+        what = "root mean square" if name.startswith("int8") else "largest"
         click.echo(
-            f"  {name}: largest difference from {outcome['compared_with']} {error:.2g} of the value range"
+            f"  {name}: {what} difference from {outcome['compared_with']} {error:.2g} of the value range"
         )
     if outcome["largest_half"]:
         value, tensor = outcome["largest_half"]
@@ -128,12 +163,16 @@ def _engine_command() -> ModuleType:
     return command
 
 
-def _export(source: Path, output: Path, wanted: Sequence[str] | None, force: bool) -> dict[str, Any]:
+def _export(
+    source: Path, output: Path, wanted: Sequence[str] | None, calibration: Path | None, force: bool
+) -> dict[str, Any]:
     try:
-        from pcsr.export.pipeline import PRECISIONS, export_bundle
+        from pcsr.export.pipeline import DEFAULT_PRECISIONS, export_bundle
     except ModuleNotFoundError as error:
         raise OptionError(f"exporting needs {error.name}; run: pip install 'pcsr[export,cpu]'") from error
-    outcome = export_bundle(source, output, precisions=PRECISIONS if wanted is None else wanted, force=force)
+    if wanted is None:
+        wanted = DEFAULT_PRECISIONS if calibration is None else (*DEFAULT_PRECISIONS, "int8")
+    outcome = export_bundle(source, output, precisions=wanted, calibration=calibration, force=force)
     return {
         "bundle": str(output),
         "written": list(outcome.written),
@@ -144,10 +183,39 @@ def _export(source: Path, output: Path, wanted: Sequence[str] | None, force: boo
     }
 
 
+def _lint(file: Path, target: str | None, as_json: bool) -> None:
+    try:
+        from pcsr.export.int8.lint import TARGETS, lint, read_model
+    except ModuleNotFoundError as error:
+        raise OptionError(f"--lint needs {error.name}; run: pip install 'pcsr[export,cpu]'") from error
+    chosen = next((name for name in TARGETS if name == (target or "tensorrt")), None)
+    if chosen is None:
+        raise OptionError(f"--lint judges for {' or '.join(TARGETS)}, not for {target!r}")
+    findings = lint(read_model(file), chosen)
+    wrong = [finding for finding in findings if finding.quantised and not finding.int8]
+    if as_json:
+        click.echo(json.dumps({"for": chosen, "layers": [dataclasses.asdict(each) for each in findings]}))
+    else:
+        for finding in findings:
+            mark = "INT8" if finding.int8 else "NOT FUSED" if finding.quantised else "float"
+            text = f"{mark:9} {finding.operator} {finding.node}"
+            click.echo("".join(c if c.isprintable() else "�" for c in ": ".join([text, *finding.reasons])))
+        integer = sum(finding.int8 for finding in findings)
+        click.echo(
+            f"{file}: for {chosen}, {integer} of {len(findings)} layers will run in INT8, "
+            f"{len(wrong)} are quantised in vain, {len(findings) - integer - len(wrong)} are floating point"
+        )
+    if wrong:
+        raise CheckError(
+            f"{len(wrong)} quantised layers of {file} will not run in INT8, {wrong[0].node} first"
+        )
+
+
 def _show(bundle: Bundle, as_json: bool) -> None:
     manifest = bundle.manifest
     graphs = [entry for files in manifest.graphs.values() for entry in files.values()]
     entries = [manifest.weights, manifest.sample, *graphs]
+    entries += [manifest.calibration] if manifest.calibration else []
     for entry in entries:
         bundle.read(entry)
     if as_json:

@@ -15,8 +15,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from pcsr.export.backbone_graphs import backbone_graph
-from pcsr.export.bundle import PRECISIONS, provenance
+from pcsr.export.bundle import DEFAULT_PRECISIONS, provenance
 from pcsr.export.check import Case, Outputs, graph_outputs, network_outputs, working_bytes
+from pcsr.export.graphs import build_graphs
 from pcsr.export.rewrites import rewrite
 from pcsr.model.checkpoint import checkpoint_sha256, load_checkpoint
 from pcsr.model.cost import network_cost
@@ -26,7 +27,7 @@ from pcsr.runtime.backends.onnxruntime import open_model
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.cost import CostTable, PixelCosts
 from pcsr.runtime.errors import BundleError
-from pcsr.runtime.manifest import NetworkEntry, Normalisation, Precision
+from pcsr.runtime.manifest import Form, NetworkEntry, Normalisation, Precision
 
 __all__ = ["Source", "from_bundle", "from_checkpoint", "open_graphs"]
 
@@ -43,7 +44,8 @@ class Source:
         weights: of the rewritten network, by the names of docs/bundle.md.
         weights_file: the same as the content of network.safetensors.
         sample: content of the sample picture.
-        graphs: that the source has already, by precision and name.
+        graphs: that the source has already, by form and name.
+        calibration: content of the cache that its int8 graphs were made from.
         expected: gives what the graphs must give.
         expected_by: what `expected` computes with, for messages.
         exactness: precision of `expected`.
@@ -53,10 +55,11 @@ class Source:
     weights: Mapping[str, NDArray[np.float32]]
     weights_file: bytes
     sample: bytes
-    graphs: Mapping[Precision, Mapping[str, bytes]]
+    graphs: Mapping[Form, Mapping[str, bytes]]
     expected: Callable[[Sequence[Case]], list[Outputs]]
     expected_by: str
     exactness: Precision
+    calibration: bytes | None = None
 
     @property
     def checkpoint_sha256(self) -> str:
@@ -70,13 +73,15 @@ class Source:
         Other versions of the tools may round a weight otherwise: one bundle is made from one set of weights.
         """
         its = from_bundle(existing)
+        same = self.weights_file == its.weights_file
         return dataclasses.replace(
             self,
             fields=its.fields,
             weights=its.weights,
             weights_file=its.weights_file,
             sample=its.sample,
-            graphs={**(self.graphs if self.weights_file == its.weights_file else {}), **its.graphs},
+            graphs={**(self.graphs if same else {}), **its.graphs},
+            calibration=its.calibration or (self.calibration if same else None),
         )
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -146,13 +151,17 @@ def from_bundle(bundle: Bundle) -> Source:
     manifest = bundle.manifest
     weights = bundle.weights()
     graphs = {
-        precision: {name: bundle.read(entry) for name, entry in files.items()}
-        for precision, files in manifest.graphs.items()
+        form: {name: bundle.read(entry) for name, entry in files.items()}
+        for form, files in manifest.graphs.items()
     }
-    exactness = next(precision for precision in PRECISIONS if precision in graphs)
+    exactness: Precision = next((p for p in DEFAULT_PRECISIONS if p in graphs), "fp32")
 
     def expected(cases: Sequence[Case]) -> list[Outputs]:
-        runs = open_graphs(graphs[exactness], exactness)
+        exact = graphs.get(exactness)
+        if exact is None:
+            built = build_graphs(manifest.network, manifest.normalisation, weights, half=False)
+            exact = {name: model.SerializeToString() for name, model in built.items()}
+        runs = open_graphs(exact, exactness)
         return [graph_outputs(runs, weights, case) for case in cases]
 
     names = ("network", "normalisation", "halo", "working_bytes", "cost", "provenance")
@@ -165,6 +174,7 @@ def from_bundle(bundle: Bundle) -> Source:
         expected=expected,
         expected_by=f"the {exactness} graphs of {bundle.path}",
         exactness=exactness,
+        calibration=None if manifest.calibration is None else bundle.calibration(),
     )
 
 

@@ -21,7 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from pcsr.runtime.errors import BundleError
-from pcsr.runtime.manifest import FileEntry, Manifest, parse_manifest
+from pcsr.runtime.manifest import FORMS, FileEntry, Manifest, parse_manifest
 
 __all__ = ["MANIFEST", "Bundle", "FileEntry", "Manifest", "head_weights", "read_bundle"]
 
@@ -45,7 +45,7 @@ class Bundle:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Precisions that have graphs here."""
-        return tuple(self.manifest.graphs)
+        return tuple(precision for precision, forms in FORMS.items() if forms[0] in self.manifest.graphs)
 
     def read(self, entry: FileEntry) -> bytes:
         """Content of a file, after its size and hash were found to be the manifest's.
@@ -77,19 +77,35 @@ class Bundle:
             )
         return content
 
-    def graphs(self, precision: str) -> Mapping[str, FileEntry]:
-        """Graph files of a precision by name.
+    def graphs(self, form: str) -> Mapping[str, FileEntry]:
+        """Graph files by name, of a precision, or of int8 in another form than that for TensorRT from 10 on.
 
         Raises:
             BundleError: the bundle was exported without it.
         """
         graphs = self.manifest.graphs
-        if precision not in graphs:
+        found = next((files for name, files in graphs.items() if name == form), None)
+        if found is None:
+            precision = form.partition("-")[0]
+            command = f"pcsr-export {shlex.quote(str(self.path))} --precision {precision}"
+            if precision == "int8":
+                command += " --calibration CACHE.json, with a cache from pcsr-calibrate"
             raise BundleError(
-                f"bundle {self.path} has no {precision} graphs, only {', '.join(graphs)}; "
-                f"add them with: pcsr-export {shlex.quote(str(self.path))} --precision {precision}"
+                f"bundle {self.path} has no {precision} graphs, only {', '.join(self.precisions)}; "
+                f"add them with: {command}"
             )
-        return graphs[precision]
+        return found
+
+    def calibration(self) -> bytes:
+        """The calibration cache that the int8 graphs were made from.
+
+        Raises:
+            BundleError: the bundle has none, or it was damaged.
+        """
+        entry = self.manifest.calibration
+        if entry is None:
+            raise BundleError(f"bundle {self.path} has no calibration, as it has no int8 graphs")
+        return self.read(entry)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Weights of the rewritten network under the names of docs/bundle.md."""

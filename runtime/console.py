@@ -21,6 +21,7 @@ import click
 from pcsr.runtime.errors import (
     BackendError,
     BundleError,
+    CalibrationError,
     CancelledError,
     CheckError,
     CheckpointError,
@@ -74,7 +75,14 @@ def status_of(error: BaseException) -> Status:
             return Status.INTERRUPTED
         case CheckError():
             return Status.CHECK_FAILED
-        case OptionError() | BundleError() | CheckpointError() | BackendError() | ClosedError():
+        case (
+            OptionError()
+            | BundleError()
+            | CalibrationError()
+            | CheckpointError()
+            | BackendError()
+            | ClosedError()
+        ):
             return Status.NOT_TRIED
         case _:
             return Status.FAILED

@@ -8,6 +8,7 @@ PcsrError
 ├ BackendError         a backend is missing, broken, or did not give what was asked for
 ├ MemoryLimitError     the memory limit cannot hold the smallest piece of work
 │ └ DeviceMemoryError  the same on a GPU, or it has run out of memory
+├ CalibrationError     a calibration cache is damaged, of another version or of another network
 ├ CheckError           a check of exactness or accuracy failed
 ├ TrainingError        a training run cannot go on; its last good state is kept
 ├ CancelledError       the caller's progress callback asked to stop
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "BundleError",
+    "CalibrationError",
     "CancelledError",
     "CheckError",
     "CheckpointError",
@@ -67,6 +69,10 @@ class MemoryLimitError(PcsrError):
 
 class DeviceMemoryError(MemoryLimitError):
     """A GPU's memory, or the limit of it, cannot hold the smallest piece of work."""
+
+
+class CalibrationError(PcsrError):
+    """A calibration cache is missing, damaged, of another version or of another network."""
 
 
 class CheckError(PcsrError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["total_memory", "usable_cores"]
+__all__ = ["multiplies_int8", "total_memory", "usable_cores"]
 
+CPUINFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -36,6 +38,16 @@ def usable_cores() -> int:
         if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[1]) > 0:
             cores = min(cores, -(-int(quota[0]) // int(quota[1])))
     return max(cores, 1)
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor adds products of 8-bit integers in 32 bits, as far as Linux tells.
+
+    Without VNNI, x86 processors add them in pairs in 16 bits, which saturates unless weights have 7 bits.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return bool({"avx512_vnni", "avx_vnni"} & set(_read(CPUINFO).split()))
 
 
 def total_memory() -> int:

@@ -16,7 +16,16 @@ from msgspec import Meta
 from pcsr.runtime.cost import CostTable
 from pcsr.runtime.errors import BundleError
 
-__all__ = ["FileEntry", "Manifest", "NetworkEntry", "Normalisation", "Precision", "parse_manifest"]
+__all__ = [
+    "FORMS",
+    "FileEntry",
+    "Form",
+    "Manifest",
+    "NetworkEntry",
+    "Normalisation",
+    "Precision",
+    "parse_manifest",
+]
 
 # A file of these networks has a few MB. Nothing larger is read.
 FILE_LIMIT = 1 << 30
@@ -27,7 +36,15 @@ SHOWN = 160
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Small = Annotated[int, Meta(ge=1, le=4096)]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+Form = Literal["fp32", "fp16", "int8", "int8-trt8", "int8-cpu", "int8-vnni"]
+# What each precision has graphs in. INT8 needs a form of its own for every kind of engine: TensorRT from 10 on,
+# TensorRT 8.6, ONNX Runtime on processors without and with VNNI instructions.
+FORMS: dict[Precision, tuple[Form, ...]] = {
+    "fp32": ("fp32",),
+    "fp16": ("fp16",),
+    "int8": ("int8", "int8-trt8", "int8-cpu", "int8-vnni"),
+}
 Hidden = Annotated[tuple[Small, ...], Meta(max_length=16)]
 
 
@@ -58,7 +75,7 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, float, float]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The content of manifest.json, version 1."""
 
     format: Literal["pcsr-bundle"]
@@ -72,7 +89,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cost: CostTable
     weights: FileEntry
     sample: FileEntry
-    graphs: Annotated[dict[Precision, dict[str, FileEntry]], Meta(min_length=1)]
+    graphs: Annotated[dict[Form, dict[str, FileEntry]], Meta(min_length=1)]
+    """By form and name. A precision has all of its forms or none."""
+    calibration: FileEntry | None = None
+    """The calibration cache that int8 graphs were made from; there with them alone."""
     provenance: dict[str, str]
     """Where it comes from; its `checkpoint_sha256` says whether two bundles are of one network."""
 
@@ -134,10 +154,16 @@ def parse_manifest(content: bytes, file: Path) -> Manifest:
 def _contradiction(manifest: Manifest) -> str | None:
     classes = manifest.classes
     expected = {"backbone", "classifier", *(f"upsampler_{j}" for j in range(classes))}
-    for precision, graphs in manifest.graphs.items():
+    for form, graphs in manifest.graphs.items():
         if set(graphs) != expected:
             found, needed = _shown(sorted(graphs)), ", ".join(sorted(expected))
-            return f"{precision} has the graphs {found}, {classes} classes need {needed}"
+            return f"{form} has the graphs {found}, {classes} classes need {needed}"
+    for precision, forms in FORMS.items():
+        missing = [form for form in forms if form not in manifest.graphs]
+        if 0 < len(missing) < len(forms):
+            return f"{precision} lacks its form {missing[0]}"
+    if (manifest.calibration is not None) != ("int8" in manifest.graphs):
+        return "int8 graphs and a calibration go together, and one of them is missing"
     for name, costs in (("flops", manifest.cost.flops), ("macs", manifest.cost.macs)):
         if len(costs.upsamplers) != classes:
             return f"cost.{name} lists {len(costs.upsamplers)} upsamplers, the network has {classes}"

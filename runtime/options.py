@@ -126,8 +126,8 @@ class Result:
         tile: LR size (h, w) of a full tile; the picture's own size when it was not tiled.
         backend: what ran, like "onnxruntime".
         provider: the execution provider that ran, like "CPUExecutionProvider".
-        precision: "fp32" or "fp16".
-        redone_tiles: tiles done again in fp32, because fp16 gave values that are not finite.
+        precision: "fp32", "fp16" or "int8".
+        redone_tiles: tiles done again in fp32, because fp16 or int8 gave values that are not finite.
     """
 
     image: NDArray[Any]

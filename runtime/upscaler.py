@@ -89,7 +89,8 @@ class Upscaler:
         Args:
             bundle: name of a bundle that ships with pcsr, like "carn", or a folder made by `pcsr-export`.
             device: "cpu", "cuda" or "cuda:<index>".
-            precision: "fp32", "fp16", or "auto": the fastest in the bundle for the backend.
+            precision: "fp32", "fp16", "int8", or "auto": of the first two in the bundle, the faster for the
+                backend. int8 costs a little quality, so it is taken only when named (or alone there).
             backend: "tensorrt", "onnxruntime", or "auto": the fastest that works on the device; what is left
                 out is logged with the reason.
             threads: worker threads, at most 512; None: the cores this process may use.

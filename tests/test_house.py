@@ -15,7 +15,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "model": ("runtime.errors",),
     "export": ("model", "runtime", "validation.metrics"),
     "runtime": (),
-    "calibration": ("runtime", "export", "validation.metrics"),
+    "calibration": ("runtime", "export", "validation.metrics", "validation.sets"),
     "validation": ("model", "runtime"),
     "training": ("model", "runtime", "validation.metrics"),
     "serving": ("runtime", "validation.metrics"),

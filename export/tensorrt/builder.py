@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pcsr.export.tensorrt.weak_types import create_weak_network, keep_float32
+from pcsr.export.tensorrt.weak_types import create_weak_network, narrow
 from pcsr.runtime.backends.engines import MODULES, Flavour, Identity, Profile
 from pcsr.runtime.errors import BackendError
 
@@ -50,7 +50,7 @@ def build_plan(model: bytes, identity: Identity, tell: Tell) -> bytes:
     config = _made(builder.create_builder_config(), "configuration", log, identity)
     _configure(trt, config, identity)
     if _is_weakly_typed(trt):
-        keep_float32(trt, network, config, half=identity.precision == "fp16")
+        narrow(trt, network, config, precision=identity.precision)
     for profile in identity.profiles:
         _add_profile(builder, network, config, profile, identity)
     monitor = _monitor(trt, tell)

@@ -16,6 +16,7 @@ import msgspec
 from pcsr.export.locks import held
 from pcsr.export.tensorrt.worker import build_in_child
 from pcsr.runtime.atomic import whole_file, write_whole
+from pcsr.runtime.backends.engine_search import engine_form
 from pcsr.runtime.backends.engines import Description, Engine, Identity, read_engine
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError
@@ -82,7 +83,7 @@ def _keep_or_build(bundle: Bundle, identity: Identity, folder: Path, progress: P
         return Outcome(found, None, 0.0)
     description, reason = folder / f"{identity.stem}.json", found
     logger.info("building %s: %s", identity.stem, reason)
-    model = bundle.read(bundle.graphs(identity.precision)[identity.graph])
+    model = bundle.read(bundle.graphs(engine_form(identity.precision, identity.version))[identity.graph])
     started = time.monotonic()
     try:
         with progress(f"{identity.graph} {identity.precision}") as show:

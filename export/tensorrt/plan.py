@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pcsr.export.tensorrt.profiles import Sizes, graph_profiles
 from pcsr.export.tensorrt.request import Request
-from pcsr.runtime.backends.engine_search import Machine, machine_platform
+from pcsr.runtime.backends.engine_search import Machine, engine_form, machine_platform
 from pcsr.runtime.backends.engines import EXTRAS, MODULES, Flavour, Identity, Tuning
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError
@@ -28,13 +28,15 @@ def wanted_engines(
         OptionError: the sizes leave some picture outside.
     """
     request.sizes.check(bundle.manifest)
-    files = {precision: bundle.graphs(precision) for precision in precisions}
+    for precision in precisions:
+        bundle.graphs(precision)
     check_installed(flavour)
     ahead = request.ahead if flavour == "tensorrt-rtx" else ()
     gpu = None if ahead else require_gpu(flavour)
     version = _version(flavour)
     if gpu is not None:
         check_memory(bundle, request.sizes, precisions, gpu)
+    files = {precision: bundle.graphs(engine_form(precision, version)) for precision in precisions}
     rtx, tuning = flavour == "tensorrt-rtx", request.tuning
     profiles = graph_profiles(bundle.manifest, request.sizes)
     return [

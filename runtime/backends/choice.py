@@ -12,12 +12,13 @@ from pcsr.runtime.backends.protocol import Backend, DeviceBackend
 from pcsr.runtime.backends.tensorrt import open_tensorrt
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, NotInstalledError, OptionError
+from pcsr.runtime.manifest import FORMS
 
 __all__ = ["BACKENDS", "Wanted", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = tuple(FORMS)
 
 
 @dataclass(frozen=True, slots=True)

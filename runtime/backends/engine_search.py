@@ -96,7 +96,7 @@ def find_engines(
 
     Args:
         bundle: theirs.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "int8".
         machine: where they are to run.
         folders: where to look, the first that has a fitting engine wins; see `engine_folders`.
 
@@ -108,7 +108,7 @@ def find_engines(
         BackendError: a graph has no engine that fits; says how the nearest one differs, and the command to run.
     """
     found = {}
-    for graph, file in bundle.graphs(precision).items():
+    for graph, file in bundle.graphs(engine_form(precision, machine.version)).items():
         misses: list[tuple[int, str]] = []
         for folder in folders:
             fitting = []
@@ -130,6 +130,11 @@ def find_engines(
         else:
             raise BackendError(_no_engine(bundle, graph, precision, machine, folders, misses))
     return found
+
+
+def engine_form(precision: str, version: str) -> str:
+    """The form whose graphs a version of TensorRT builds for a precision: 8 has one of its own for int8."""
+    return "int8-trt8" if precision == "int8" and version.startswith("8.") else precision
 
 
 def misfit(identity: Identity, graph_sha256: str, machine: Machine) -> tuple[int, str | None]:

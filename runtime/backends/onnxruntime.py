@@ -15,6 +15,7 @@ from pcsr.runtime.backends.graphs import GraphBackend, Run
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, OptionError
+from pcsr.runtime.machine import multiplies_int8
 
 __all__ = ["open_model", "open_onnxruntime", "parse_device"]
 
@@ -37,6 +38,11 @@ def open_onnxruntime(
     if precision == "auto":
         precision = _fastest(bundle, kind)
     bundle.graphs(precision)
+    if precision == "int8" and kind != "cpu":
+        raise BackendError(
+            "ONNX Runtime runs int8 on cpu alone: on a GPU it would compute in floating point between roundings; "
+            "use the backend tensorrt there, or fp16"
+        )
     if kind == "cpu":
         return _open_on_cpu(bundle, precision, threads)
     ort = _import(PROVIDERS[kind])
@@ -61,7 +67,10 @@ def open_onnxruntime(
 
 def _open_on_cpu(bundle: Bundle, precision: str, threads: int) -> GraphBackend:
     provider = PROVIDERS["cpu"]
-    files, ort = bundle.graphs(precision), _import(provider)
+    form = precision
+    if precision == "int8":
+        form = "int8-vnni" if multiplies_int8() else "int8-cpu"
+    files, ort = bundle.graphs(form), _import(provider)
 
     def open_graph(name: str) -> Run:
         where = f"graph {name} ({bundle.path / files[name].path})"
@@ -104,9 +113,10 @@ def parse_device(device: str) -> tuple[str, int]:
 
 
 def _fastest(bundle: Bundle, kind: str) -> str:
-    # Processors have no half-precision kernels in ONNX Runtime: fp16 graphs run there between casts.
-    preferred = ("fp32", "fp16") if kind == "cpu" else ("fp16", "fp32")
-    return next(precision for precision in preferred if precision in bundle.precisions)
+    # Processors have no half-precision kernels in ONNX Runtime: fp16 graphs run there between casts. What int8 gains
+    # depends on the processor and costs quality, so it is never chosen unasked where there is another.
+    preferred = ("fp32", "fp16", "int8") if kind == "cpu" else ("fp16", "fp32")
+    return next((precision for precision in preferred if precision in bundle.precisions), preferred[0])
 
 
 def _import(provider: str) -> ModuleType:

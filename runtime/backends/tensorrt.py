@@ -27,8 +27,9 @@ __all__ = ["open_tensorrt"]
 logger = logging.getLogger(__name__)
 
 NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-# Fastest first.
-PRECISIONS: Sequence[Precision] = ("fp16", "fp32")
+# Those that "auto" may take, fastest first; int8 costs quality, and is taken only when named.
+AUTO: Sequence[Precision] = ("fp16", "fp32")
+PRECISIONS: Sequence[Precision] = (*AUTO, "int8")
 
 
 def open_tensorrt(
@@ -45,7 +46,7 @@ def open_tensorrt(
     Args:
         bundle: theirs.
         device: "cuda" or "cuda:<index>".
-        precision: "fp32", "fp16" or "auto": the fastest that has engines.
+        precision: "fp32", "fp16", "int8" or "auto": of the first two, the faster that has engines.
         memory_limit: bytes of the device's memory for all pictures under way; None: three quarters of it.
         tile: largest side of tiles in input pixels.
         engine_cache: the only folder of engines, where one is named.
@@ -71,13 +72,13 @@ def open_tensorrt(
     module = importlib.import_module(MODULES[flavour])
     on = CupyDevice(number, classes=bundle.manifest.classes, memory_limit=memory_limit)
     graphs: dict[str, Graphs] = {chosen: EngineGraphs(module, on, engines[chosen], precision=chosen)}
-    if chosen == "fp16" and "fp32" in engines:
+    if chosen != "fp32" and "fp32" in engines:
         exact = EngineGraphs(module, on, engines["fp32"], precision="fp32")
         if exact.limits == graphs[chosen].limits:
             graphs["fp32"] = exact
         else:
             logger.warning(
-                "fp32 engines take other shapes than the fp16 ones, so no tile can be redone in them"
+                "fp32 engines take other shapes than the %s ones, so no tile can be redone in them", chosen
             )
     # Version 8 lets one context at a time have a profile; later ones share.
     lanes = {"lanes": 1} if machine.version.startswith("8.") else {}
@@ -98,9 +99,10 @@ def _find(
     bundle: Bundle, gpu: Gpu, precision: str, engine_cache: str | os.PathLike[str] | None
 ) -> tuple[Flavour, Precision, dict[Precision, dict[str, Engine]], Machine]:
     """The first flavour and precision that have engines, and all engines of that flavour."""
-    wanted = [p for p in PRECISIONS if p in bundle.precisions and precision in ("auto", p)]
+    asked = AUTO if precision == "auto" else (precision,)
+    wanted = [p for p in PRECISIONS if p in bundle.precisions and p in asked]
     if not wanted:
-        bundle.graphs(precision)
+        bundle.graphs(AUTO[0] if precision == "auto" else precision)
     installed = [flavour for flavour in MODULES if _is_installed(flavour)]
     if not installed:
         extras = " or ".join(f"pip install 'pcsr[{EXTRAS[flavour]}]'" for flavour in MODULES)

@@ -142,7 +142,7 @@ class _Pictures:
         return {
             "limits": self.resources.graphs[self.resources.precision].limits,
             "manifest": self.manifest,
-            "table_bytes": 2 if self.resources.precision == "fp16" else 4,
+            "table_bytes": 4 if self.resources.precision == "fp32" else 2,
             "fixed_bytes": values.nbytes + image + H * W * (1 + 4 * two_sweeps),
             "two_sweeps": two_sweeps,
             "refine": self.options.refine,
@@ -207,7 +207,7 @@ class _Attempt:
             self.stream,
             self.lane.session(precision),
             self.manifest,
-            np.float16 if precision == "fp16" else np.float32,
+            np.float32 if precision == "fp32" else np.float16,
             self.picture,
             self.place,
             self.plan.limits,

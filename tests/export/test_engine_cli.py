@@ -140,7 +140,7 @@ def test_building_from_a_bundle_needs_neither_torch_nor_onnx(bundle: Path) -> No
         ([*AHEAD, "--precision", "int8"], "int8"),
         ([*AHEAD, "--precision", ""], "(none) is unknown"),
         (["--trt", "--trt-rtx", "--compare"], "--compare runs one TensorRT at a time"),
-        ([*AHEAD, "--inspect"], "leave -o away, and options of engines"),
+        ([*AHEAD, "--inspect"], "leave -o and --calibration away, and options of engines"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -88,7 +88,7 @@ def test_parents_that_are_missing_are_made(checkpoint: Path, both: Path, tmp_pat
     assert tree(tmp_path / "a" / "b" / "bundle") == tree(both)
 
 
-@pytest.mark.parametrize("precisions", [[], ["int8"], ["fp32", "FP16"], [""]])
+@pytest.mark.parametrize("precisions", [[], ["int4"], ["fp32", "FP16"], [""]])
 def test_an_unknown_precision_is_refused(checkpoint: Path, tmp_path: Path, precisions: list[str]) -> None:
     with pytest.raises(OptionError, match="is unknown; choose from fp32, fp16"):
         run(checkpoint, tmp_path / "bundle", precisions=precisions)

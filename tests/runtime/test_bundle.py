@@ -126,7 +126,7 @@ REFUSED_BY_TYPE: list[tuple[Change, str]] = [
 # What types cannot say: the reader refuses it, a schema lets it pass.
 REFUSED_BY_MEANING: list[tuple[Change, str]] = [
     (put("version", value=1.0), "version 1.0"),
-    (put("graphs", "int8", value={}), "Invalid enum value"),
+    (put("graphs", "int4", value={}), "Invalid enum value"),
     (drop("graphs", "fp32", "upsampler_1"), r"fp32 has the graphs .*2 classes need"),
     (drop("graphs", "fp16", "backbone"), r"fp16 has the graphs .*2 classes need"),
     (lambda m: m["graphs"]["fp32"].update(extra=m["sample"]), "fp32 has the graphs"),

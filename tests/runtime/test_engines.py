@@ -156,7 +156,7 @@ def change(where: str, value: object) -> Callable[[dict[str, Any]], object]:
         change("identity.format", "other"),
         change("identity.format_version", 2),
         change("identity.graph", "../../etc/passwd"),
-        change("identity.precision", "int8"),
+        change("identity.precision", "int4"),
         change("identity.graph_sha256", "0"),
         change("identity.flavour", "tensorrt-lite"),
         change("identity.version", "10\x1b[2J"),

@@ -1,0 +1,153 @@
+"""Which pictures are calibrated on, and which are held out to judge by."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcsr.runtime.errors import OptionError, PictureError
+from pcsr.validation.sets import SUFFIXES, make_pair, read_truth
+
+__all__ = ["HELD_OUT", "Chosen", "Picture", "choose_pictures"]
+
+logger = logging.getLogger(__name__)
+
+# Every so manieth picture, by hash, is held out.
+HELD_OUT = 8
+# HR pixels of a side that are looked at: a picture's middle says no more than a piece of it of this size.
+SIDE = 384
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture file that was decoded once and found usable.
+
+    Attributes:
+        path: of the file.
+        name: relative to the folder.
+        sha256: of the file.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+    def truth(self) -> NDArray[Any]:
+        """A piece of it, at most 384 pixels a side, at a place that its hash says: (H, W, 3) RGB."""
+        pixels = read_truth(self.path)
+        place = random.Random(self.sha256)
+        corner = [place.randint(0, max(side - SIDE, 0)) for side in pixels.shape[:2]]
+        return np.ascontiguousarray(pixels[corner[0] : corner[0] + SIDE, corner[1] : corner[1] + SIDE])
+
+    def pair(self, scale: float) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """LR (h, w, 3) float32, shrunk from that piece by MATLAB's bicubic, and the piece."""
+        return make_pair(self.truth(), scale=scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The pictures of a calibration.
+
+    Attributes:
+        calibration: whose activations are observed.
+        held_out: on which PSNR is measured.
+        skipped: names of files that were left out, with the reason.
+    """
+
+    calibration: tuple[Picture, ...]
+    held_out: tuple[Picture, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def choose_pictures(
+    folder: Path, *, count: int, seed: int, least: int, tell: Callable[[str], object] = logger.warning
+) -> Chosen:
+    """Draw pictures from a folder.
+
+    Which ones says the seed together with the content of the files, not their names, so that a renamed folder gives
+    the same choice; of equal files one counts. Of those drawn, every eighth by hash is held out, at least one. A single
+    picture serves for both, which is said.
+
+    Args:
+        folder: with PNG, JPEG, TIFF or WebP files, in subfolders too.
+        count: of pictures, held-out ones included.
+        seed: another one draws others.
+        least: pixels that both sides must have.
+        tell: is given a line for each file that is left out.
+
+    Raises:
+        OptionError: no picture in the folder can be used.
+    """
+    files = _files(folder)
+    by_hash: dict[str, Path] = {}
+    skipped: list[tuple[str, str]] = []
+
+    def skip(path: Path, reason: object) -> None:
+        skipped.append((path.relative_to(folder).as_posix(), str(reason)))
+        tell(f"skipped {path}: {reason}")
+
+    for path in files:
+        try:
+            by_hash.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), path)
+        except OSError as error:
+            skip(path, error.strerror or error)
+    order = sorted(by_hash)
+    random.Random(seed).shuffle(order)
+    drawn: list[Picture] = []
+    for sha256 in order:
+        if len(drawn) == count:
+            break
+        path = by_hash[sha256]
+        try:
+            H, W = read_truth(path).shape[:2]
+            if min(H, W) < least:
+                raise PictureError(
+                    f"{W}x{H} pixels leave less than the network sees around a pixel; {least} a side do"
+                )
+        except PictureError as error:
+            skip(path, error)
+            continue
+        drawn.append(Picture(path, path.relative_to(folder).as_posix(), sha256))
+    if not drawn:
+        raise OptionError(
+            f"none of the {len(files)} pictures in {folder} can be used ({skipped[0][0]}: {skipped[0][1]}); "
+            "name another folder"
+        )
+    drawn.sort(key=lambda picture: picture.sha256)
+    if len(drawn) == 1:
+        tell(
+            f"{drawn[0].path} is the only picture: it is calibrated on and judged by, so drops look too small"
+        )
+        return Chosen(tuple(drawn), tuple(drawn), tuple(skipped))
+    held = drawn[::HELD_OUT]
+    return Chosen(tuple(p for p in drawn if p not in held), tuple(held), tuple(skipped))
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and path.is_file()
+        )
+        if not files and not folder.is_dir():
+            raise NotADirectoryError(0, "no such folder")
+    except OSError as error:
+        raise OptionError(
+            f"cannot look into {folder}: {error.strerror or error}; name a folder of pictures"
+        ) from error
+    if not files:
+        raise OptionError(
+            f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}); name another folder with --data"
+        )
+    return files
