@@ -25,8 +25,8 @@ def choose_layers(
 ) -> tuple[list[Sensitivity], Effect | None]:
     """Take as much as stays within the limit together.
 
-    First the longest run in the order of `by_sensitivity`, found by halving; then each of the rest, in that order, where
-    it still fits. Every candidate is measured as a whole, not summed up from its layers.
+    First the longest run in the order of `by_sensitivity`, found by halving; then each of the rest, in that order,
+    where it still fits. Every candidate is measured as a whole, not summed up from its layers.
 
     Args:
         rows: what each layer costs alone.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.export.int8.placement import LIMIT
+from pcsr.export.int8.placement import LIMIT, OFFSET
 from pcsr.runtime.errors import CheckError, OptionError
 
 __all__ = [
@@ -193,9 +193,10 @@ class MeanSquare:
         # Zeros are exact under any scale.
         weights = histogram.counts.astype(np.float64)
         errors = []
+        levels = LIMIT + OFFSET if histogram.low >= 0 else LIMIT
         for candidate in candidates:
-            step = candidate / LIMIT
-            rounded = np.minimum(np.rint(centres / step), LIMIT) * step
+            step = candidate / levels
+            rounded = np.minimum(np.rint(centres / step), levels) * step
             errors.append(float(weights @ (rounded - centres) ** 2))
         return float(candidates[int(np.argmin(errors))])
 

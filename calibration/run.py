@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -30,7 +31,7 @@ from pcsr.calibration.resume import Progress, progress_file
 from pcsr.export.graphs import build_graphs
 from pcsr.export.int8.cache import Calibration, Effect, Observed, PictureEntry, Range, Sensitivity, Settings
 from pcsr.export.int8.layers import Layer, Sum, graph_hash, initializers, layers_of, sums_of
-from pcsr.export.int8.placement import LIMIT, Scales, quantised_weight, usable_scale, weight_scales
+from pcsr.export.int8.placement import LIMIT, Scales, quantised_weight, tensor_scale, weight_scales
 from pcsr.export.writer import HALF_MAX
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import CalibrationError, CheckError, OptionError
@@ -163,7 +164,7 @@ def calibrate(bundle: Bundle, request: Request, *, show: Show = lambda what, sha
     histograms = _observe(network, chosen, request, progress, show)
     judge = Judge(network, chosen.held_out, scales=request.scales, k=request.k, threads=request.threads)
     observers, corrected = _observers(network, histograms, request, judge, show)
-    plain = {graph: Scales(scales.activations, scales.weights) for graph, scales in corrected.items()}
+    plain = {graph: dataclasses.replace(scales, corrections={}) for graph, scales in corrected.items()}
     effects = {
         "all layers": judge.effect(network.layers, plain),
         "all layers, corrected": judge.effect(network.layers, corrected),
@@ -215,7 +216,7 @@ def calibrate(bundle: Bundle, request: Request, *, show: Show = lambda what, sha
                     low=histogram.low,
                     high=histogram.high,
                     largest=scales[graph].activations[tensor],
-                    scale=float(usable_scale(np.array(scales[graph].activations[tensor] / LIMIT))),
+                    scale=tensor_scale(histogram.low, scales[graph].activations[tensor]),
                 )
                 for tensor, histogram in tensors.items()
             }
@@ -322,7 +323,8 @@ def _scales(network: Network, histograms: Histograms, graph: str, observer: Obse
             )
     weights = {layer.node: weight_scales(values[layer.weight], layer.axis) for layer in its}
     corrections = {layer.node: _correction(layer, values, weights, histograms[graph]) for layer in its}
-    return Scales(activations, weights, corrections)
+    lows = {tensor: histogram.low for tensor, histogram in histograms[graph].items()}
+    return Scales(activations, lows, weights, corrections)
 
 
 def _correction(

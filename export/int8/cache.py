@@ -17,7 +17,7 @@ import onnx
 from msgspec import Meta
 
 from pcsr.export.int8.layers import Layer, graph_hash, initializers, observed_tensors
-from pcsr.export.int8.placement import LIMIT, SMALLEST_SCALE, Scales, usable_scale, weight_scales
+from pcsr.export.int8.placement import SMALLEST_SCALE, Scales, tensor_scale, weight_scales
 from pcsr.runtime.atomic import write_whole
 from pcsr.runtime.errors import CalibrationError
 
@@ -85,7 +85,8 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     largest: float
     """Magnitude from which on values saturate, as the observer chose it."""
     scale: float
-    """Value of one step of int8: a 127th of `largest`, exact in float16, at least 2^-14."""
+    """Value of one step: a 255th of `largest` where `low` is not negative, else a 127th; exact in float16, at least
+    2^-14."""
 
 
 class Effect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -154,6 +155,7 @@ def graph_scales(calibration: Calibration, graph: str) -> Scales:
     """Scales of one graph as the Q/DQ pass takes them."""
     return Scales(
         {tensor: found.largest for tensor, found in calibration.activations[graph].items()},
+        {tensor: found.low for tensor, found in calibration.activations[graph].items()},
         {node: np.array(v, dtype=np.float32) for node, v in calibration.weights[graph].items()},
         {node: np.array(v, dtype=np.float32) for node, v in calibration.corrections.get(graph, {}).items()},
     )
@@ -226,7 +228,7 @@ def _contradiction(calibration: Calibration) -> str | None:
                 return f"{where} has no finite range"
             if not (0 <= found.largest < math.inf):
                 return f"{where} saturates at {found.largest}"
-            if not found.scale > 0 or found.scale != float(usable_scale(np.array(found.largest / LIMIT))):
+            if not found.scale > 0 or found.scale != tensor_scale(found.low, found.largest):
                 return f"{where} has the scale {found.scale}, which is not that of its largest magnitude"
     for graph, nodes in calibration.weights.items():
         for node, scales in nodes.items():

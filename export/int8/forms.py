@@ -42,12 +42,11 @@ def int8_forms(
             forms["int8-cpu"][graph] = forms["int8-vnni"][graph] = exact
             continue
         scales = graph_scales(calibration, graph)
-        lows = {tensor: found.low for tensor, found in calibration.activations[graph].items()}
         forms["int8"][graph] = tensorrt_form(exact, half[graph], chosen, scales, half=True)
         forms["int8-trt8"][graph] = with_half_tables(tensorrt_form(exact, exact, chosen, scales, half=False))
         form: Form
         for form, limit in WEIGHT_LIMITS.items():
-            forms[form][graph] = processor_form(exact, chosen, scales, lows, limit=limit)
+            forms[form][graph] = processor_form(exact, chosen, scales, limit=limit)
     return forms
 
 

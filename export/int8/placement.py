@@ -4,8 +4,12 @@ The rules (docs/calibration.md), of which `lint` checks the result:
 
 * A layer reads its input through QuantizeLinear and DequantizeLinear, int8 with zero point 0 and one scale a tensor,
   of rank 0: a scale of shape (1,) builds without a warning and runs in floating point.
-* All int8 readers of a tensor share one pair. So does a residual sum whose other side is an int8 layer's output, and
-  the skip is then read as int8.
+* TensorRT knows no other zero point, which would leave what comes out of a ReLU with half of the 256 values. So 128
+  steps are subtracted before, which costs nothing (it is part of the kernel that rounds), and what they make in a
+  layer's output is a constant that its bias takes back. Padding must be of the same constant then, so it stands before
+  the rounding too, and not in the convolution.
+* All int8 readers of a tensor share one pair, padded ones another. A residual sum whose other side is an int8 layer's
+  output reads its skip as int8.
 * Weights are int8 constants behind a DequantizeLinear with a scale per output channel.
 * Biases stay floating point, and nothing stands between a layer, its sum and its activation.
 """
@@ -25,16 +29,20 @@ from pcsr.export.int8.layers import Layer, initializers
 
 __all__ = [
     "LIMIT",
+    "OFFSET",
     "SMALLEST_SCALE",
     "Scales",
     "quantised_weight",
+    "tensor_scale",
     "tensorrt_form",
     "usable_scale",
     "weight_scales",
 ]
 
 LIMIT = 127
-"""Largest magnitude of an int8 value: symmetric, -128 is never used."""
+"""Largest magnitude of an int8 weight, and of an activation with negative values: -128 is not used there."""
+OFFSET = 128
+"""Steps by which tensors without negative values are moved down, so that they have all 256 integers."""
 # The smallest normal float16: TensorRT refuses scales that are 0 there.
 SMALLEST_SCALE = 2.0**-14
 # The first whose Q/DQ take float16, and the IR version of its time.
@@ -48,14 +56,26 @@ class Scales:
     """Of one graph.
 
     Attributes:
-        activations: largest magnitude of each tensor that is represented; int8 values are multiples of a 127th.
+        activations: largest magnitude of each tensor that is represented.
+        lows: smallest value of each tensor.
         weights: scale per output channel of each layer, by node.
         corrections: what is added to each layer's bias, by node.
     """
 
     activations: Mapping[str, float]
+    lows: Mapping[str, float]
     weights: Mapping[str, Float]
     corrections: Mapping[str, Float] = field(default_factory=dict)
+
+    def step(self, tensor: str) -> tuple[float, int]:
+        """Of a tensor: the value of one step, and how many of them the integers are moved down: 128 or none."""
+        unsigned = self.lows[tensor] >= 0
+        return tensor_scale(self.lows[tensor], self.activations[tensor]), OFFSET if unsigned else 0
+
+
+def tensor_scale(low: float, largest: float) -> float:
+    """Value of one step: a 255th of the largest magnitude where no value is negative, else a 127th."""
+    return float(usable_scale(np.array(largest / (LIMIT + OFFSET if low >= 0 else LIMIT))))
 
 
 def usable_scale(scale: NDArray[np.floating]) -> Float:
@@ -94,6 +114,14 @@ def tensorrt_form(
     return _Placement(single, model, scales, half).run(layers)
 
 
+@dataclass(frozen=True, slots=True)
+class _Skips:
+    """Residual sums: the quantised tensor that each reads, and what the layer beside it owes for its offset."""
+
+    tensors: dict[str, str]
+    owed: dict[str, float]
+
+
 class _Placement:
     def __init__(self, single: onnx.ModelProto, model: onnx.ModelProto, scales: Scales, half: bool) -> None:
         self.exact = initializers(single)
@@ -104,79 +132,117 @@ class _Placement:
         self.half = half
         self.nodes: list[onnx.NodeProto] = []
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.read: dict[str, str] = {}
-        # Corrected biases that a later node reads: its old input and the new one, by the tensor added to.
-        self.corrected: dict[str, tuple[str, str]] = {}
+        # What stands for a tensor, padded or not, behind Q and DQ.
+        self.read: dict[tuple[str, tuple[int, ...]], str] = {}
+        # Biases that a later node reads: its old input and the new one, by the tensor added to.
+        self.biases: dict[str, tuple[str, str]] = {}
 
     def run(self, layers: Sequence[Layer]) -> onnx.ModelProto:
         chosen = {layer.node: layer for layer in layers}
-        skips = self._skips(set(chosen))
+        skips = self._skips(chosen)
         for node in self.model.graph.node:
             if node.name in chosen:
-                self._layer(node, chosen[node.name])
-            elif node.name in skips:
+                self._layer(node, chosen[node.name], skips.owed.get(node.name, 0.0))
+            elif node.name in skips.tensors:
+                tensor = skips.tensors[node.name]
                 for i, name in enumerate(node.input):
-                    if name == skips[node.name]:
-                        node.input[i] = self._pair(name)
-            for tensor in set(node.input) & set(self.corrected):
-                old, new = self.corrected[tensor]
+                    node.input[i] = self._pair(name) if name == tensor else name
+            for tensor in set(node.input) & set(self.biases):
+                old, new = self.biases[tensor]
                 node.input[list(node.input).index(old)] = new
             self.nodes.append(node)
         return self._finished()
 
-    def _skips(self, chosen: set[str]) -> dict[str, str]:
-        """Sums that read a quantised tensor beside an int8 layer's output, and that tensor."""
-        outputs = {node.output[0] for node in self.model.graph.node if node.name in chosen}
+    def _skips(self, chosen: Mapping[str, Layer]) -> _Skips:
+        """Sums that read a quantised tensor beside an int8 layer's output."""
+        found = _Skips({}, {})
+        writers = {node.output[0]: node.name for node in self.model.graph.node if node.name in chosen}
         quantised = {self._activation(node) for node in self.model.graph.node if node.name in chosen}
-        return {
-            node.name: next(iter(quantised & set(node.input)))
-            for node in self.model.graph.node
-            if node.op_type == "Add" and outputs & set(node.input) and quantised & set(node.input)
-        }
+        for node in self.model.graph.node:
+            ends = [name for name in node.input if name in writers]
+            skip = next((name for name in node.input if name in quantised and name not in ends), None)
+            if node.op_type == "Add" and ends and skip is not None:
+                found.tensors[node.name] = skip
+                found.owed[writers[ends[0]]] = self._offset(skip)
+        return found
 
     def _activation(self, node: onnx.NodeProto) -> str:
         first, second = node.input[:2]
         return str(second if first in self.constants else first)
 
-    def _layer(self, node: onnx.NodeProto, layer: Layer) -> None:
-        for i, name in enumerate(node.input[:2]):
-            node.input[i] = self._weight(layer) if name == layer.weight else self._pair(name)
-        correction = self.scales.corrections.get(layer.node)
-        if correction is not None:
-            self._correct(node, layer, correction)
+    def _step(self, tensor: str) -> tuple[float, int]:
+        return self.scales.step(tensor.removesuffix("/half"))
 
-    def _pair(self, tensor: str) -> str:
-        """The tensor behind Q and DQ, made once."""
-        if tensor not in self.read:
-            largest = self.scales.activations[tensor.removesuffix("/half")]
-            scale = self._constant(
-                f"{tensor}/scale", usable_scale(np.array(largest / LIMIT)).astype(self.type)
-            )
+    def _offset(self, tensor: str) -> float:
+        """What a quantised tensor has less than the real one."""
+        scale, steps = self._step(tensor)
+        return scale * steps
+
+    def _layer(self, node: onnx.NodeProto, layer: Layer, owed: float) -> None:
+        offset = 0.0
+        for i, name in enumerate(node.input[:2]):
+            if name == layer.weight:
+                node.input[i] = self._weight(layer)
+            else:
+                offset = self._offset(name)
+                node.input[i] = self._pair(name, self._own_padding(node) if offset else ())
+        values = self.exact[layer.weight]
+        integers = quantised_weight(values, self.scales.weights[layer.node], layer.axis).astype(np.float64)
+        others = tuple(i for i in range(values.ndim) if i != layer.axis)
+        constant = offset * integers.sum(axis=others) * self.scales.weights[layer.node] + owed
+        constant += self.scales.corrections.get(layer.node, np.zeros(1))
+        if constant.any():
+            self._add_to_bias(node, layer, constant)
+
+    def _own_padding(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """The padding of a convolution, taken from it."""
+        for attribute in node.attribute:
+            if attribute.name == "pads" and any(attribute.ints):
+                taken = tuple(attribute.ints)
+                attribute.ints[:] = [0] * len(taken)
+                return taken
+        return ()
+
+    def _pair(self, tensor: str, padding: tuple[int, ...] = ()) -> str:
+        """The tensor behind Q and DQ, made once; moved down, and padded with what stands for 0 then."""
+        if (tensor, padding) not in self.read:
+            step, steps = self._step(tensor)
+            scale = self._constant(f"{tensor}/scale", np.array(step, dtype=self.type))
             zero = self._constant("zero", np.array(0, dtype=np.int8))
-            self._node("QuantizeLinear", [tensor, scale, zero], f"{tensor}/int8")
-            self.read[tensor] = self._node(
-                "DequantizeLinear", [f"{tensor}/int8", scale, zero], f"{tensor}/dequantized"
+            source, name = tensor, f"{tensor}/padded" if padding else tensor
+            if steps:
+                offset = self._constant(f"{tensor}/offset", np.array(step * steps, dtype=self.type))
+                source = f"{tensor}/moved"
+                if (source, ()) not in self.read:
+                    self.read[source, ()] = self._node("Sub", [tensor, offset], source)
+            if padding:
+                sides = self._constant(f"padding{padding[0]}", _pads(padding))
+                fill = self._constant(f"{tensor}/lowest", np.array(-step * steps, dtype=self.type))
+                source = self._node("Pad", [source, sides, fill], name)
+            integers = self._node("QuantizeLinear", [source, scale, zero], f"{name}/int8")
+            self.read[tensor, padding] = self._node(
+                "DequantizeLinear", [integers, scale, zero], f"{name}/dequantized"
             )
-        return self.read[tensor]
+        return self.read[tensor, padding]
 
     def _weight(self, layer: Layer) -> str:
         name = f"{layer.weight}/dequantized"
-        if name not in self.read:
+        if (name, ()) not in self.read:
             scales = self.scales.weights[layer.node]
             values = quantised_weight(self.exact[layer.weight], scales, layer.axis)
             scale = self._constant(f"{layer.weight}/scale", scales.astype(self.type))
             zero = self._constant(f"zero{len(scales)}", np.zeros(len(scales), dtype=np.int8))
             stored = self._constant(f"{layer.weight}/int8", values)
-            self.read[name] = self._node("DequantizeLinear", [stored, scale, zero], name, axis=layer.axis)
-        return self.read[name]
+            self.read[name, ()] = self._node("DequantizeLinear", [stored, scale, zero], name, axis=layer.axis)
+        return self.read[name, ()]
 
-    def _correct(self, node: onnx.NodeProto, layer: Layer, correction: Float) -> None:
-        exact = np.zeros_like(correction) if layer.bias is None else self.exact[layer.bias]
-        bias = exact + correction.reshape(exact.shape)
+    def _add_to_bias(self, node: onnx.NodeProto, layer: Layer, constant: NDArray[np.float64]) -> None:
+        exact = np.zeros_like(constant) if layer.bias is None else self.exact[layer.bias]
+        bias = exact + constant.reshape(exact.shape)
         name = self._constant(f"{layer.node}/bias", bias.astype(self.type))
         if layer.operator == "MatMul":
             assert layer.bias is not None
-            self.corrected[layer.output] = layer.bias, name
+            self.biases[layer.output] = layer.bias, name
             return
         del node.input[2:]
         node.input.append(name)
@@ -201,6 +267,12 @@ class _Placement:
         if self.half:
             self.model.opset_import[0].version, self.model.ir_version = HALF_OPSET, HALF_IR
         return labelled(self.model, "int8")
+
+
+def _pads(padding: Sequence[int]) -> NDArray[np.int64]:
+    """Padding of a convolution (top, left, bottom, right) as Pad takes it for (1, C, h, w)."""
+    top, left, bottom, right = padding
+    return np.array([0, 0, top, left, 0, 0, bottom, right], dtype=np.int64)
 
 
 def labelled(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:

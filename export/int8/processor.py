@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pcsr.export.int8.layers import Layer, Sum, initializers, sums_of
-from pcsr.export.int8.placement import LIMIT, Float, Scales, labelled, quantised_weight, usable_scale
+from pcsr.export.int8.placement import LIMIT, OFFSET, Float, Scales, labelled, quantised_weight, usable_scale
 from pcsr.runtime.manifest import Form
 
 __all__ = ["WEIGHT_LIMITS", "Ranges", "pays", "processor_form"]
@@ -50,7 +50,7 @@ def pays(layer: Layer, weight: NDArray[Any]) -> bool:
 
 
 def processor_form(
-    single: onnx.ModelProto, layers: Sequence[Layer], scales: Scales, lows: Mapping[str, float], *, limit: int
+    single: onnx.ModelProto, layers: Sequence[Layer], scales: Scales, *, limit: int
 ) -> onnx.ModelProto:
     """One graph in the form for processors.
 
@@ -58,10 +58,9 @@ def processor_form(
         single: the fp32 graph; not changed.
         layers: the chosen ones of this graph.
         scales: of these and of every tensor that was observed.
-        lows: smallest value seen of these tensors.
         limit: largest magnitude of a weight: 127, or 63 for processors without VNNI.
     """
-    return _Processor(single, scales, lows, limit).run(layers)
+    return _Processor(single, scales, limit).run(layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +87,12 @@ class _Unit:
 
 
 class _Processor:
-    def __init__(
-        self, single: onnx.ModelProto, scales: Scales, lows: Mapping[str, float], limit: int
-    ) -> None:
+    def __init__(self, single: onnx.ModelProto, scales: Scales, limit: int) -> None:
         self.single = single
         self.model = onnx.ModelProto()
         self.model.CopyFrom(single)
         self.values = initializers(single)
-        self.scales, self.lows, self.limit = scales, lows, limit
+        self.scales, self.limit = scales, limit
         self.nodes = {node.name: node for node in self.model.graph.node}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.model.graph.node:
@@ -232,9 +229,8 @@ class _Processor:
 
     def _step(self, tensor: str) -> tuple[float, int]:
         """Scale and zero point of a tensor's bytes."""
-        largest = self.scales.activations[tensor]
-        unsigned = self.lows[tensor] >= 0
-        return float(usable_scale(np.array(largest / (255 if unsigned else LIMIT)))), 0 if unsigned else 128
+        scale, offset = self.scales.step(tensor)
+        return scale, 0 if offset else OFFSET
 
     def _quantised_input(self, unit: _Unit, name: str, scale: float, zero: int) -> str:
         if len(unit.layers) == 1:
