@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from pcsr.export.pipeline import serialise
 from pcsr.runtime.backends.graphs import Run
 from pcsr.runtime.backends.onnxruntime import open_model
 from pcsr.runtime.bundle import Bundle
+from pcsr.runtime.upscaler import Upscaler
 from pcsr.validation.metrics import agreement, psnr, shave_for
 
 __all__ = ["Judge", "Network", "int8_share"]
@@ -41,11 +43,12 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """One held-out picture at one scale, and what fp32 makes of it."""
+    """One picture at one scale, and what fp32 makes of it; `truth` is None where only noise is measured."""
 
     scale: float
     lr: NDArray[np.float32]
-    truth: NDArray[Any]
+    truth: NDArray[Any] | None
+    size: tuple[int, int]
     image: NDArray[np.float32]
     class_map: NDArray[np.uint8]
     psnr: float
@@ -55,8 +58,10 @@ class _Reference:
 class Judge:
     """Upscales the held-out pictures with some layers quantised and compares with fp32.
 
-    The Q/DQ graphs are those for TensorRT 8.6, in float32: the same integers as in every form, without the rounding
-    to float16 around them.
+    Noise is the geometric mean of that on photographs and that on the same pictures hardened, at the largest scale: a
+    range fit for one alone is bad for the other, as text and drawings saturate what photographs hardly reach. The Q/DQ
+    graphs are those for TensorRT 8.6, in float32: the same integers as in every form, without the rounding to float16
+    around them.
     """
 
     def __init__(
@@ -83,12 +88,18 @@ class Judge:
         with opened(network.bundle, self._exact, precision="fp32", threads=threads) as up:
             for scale in scales:
                 for picture in pictures:
-                    lr, truth = picture.pair(scale)
-                    result = up(lr, size=(truth.shape[0], truth.shape[1]), k=k)
-                    quality = psnr(result.image, truth, shave=shave_for(scale))
-                    self._references.append(
-                        _Reference(scale, lr, truth, result.image, result.class_map, quality, result.shares)
-                    )
+                    self._references.append(self._reference(up, scale, *picture.pair(scale)))
+            for picture in pictures:
+                hard = picture.hardened(max(scales))
+                self._references.append(self._reference(up, max(scales), hard, None))
+
+    def _reference(
+        self, up: Upscaler, scale: float, lr: NDArray[np.float32], truth: NDArray[Any] | None
+    ) -> _Reference:
+        result = up(lr, scale=scale, k=self._k)
+        H, W = result.image.shape[:2]
+        quality = 0.0 if truth is None else psnr(result.image, truth, shave=shave_for(scale))
+        return _Reference(scale, lr, truth, (H, W), result.image, result.class_map, quality, result.shares)
 
     def _open(self, name: str, model: onnx.ModelProto) -> Run:
         threads = self._threads if name == "backbone" else 1
@@ -98,7 +109,8 @@ class Judge:
         """Mean share of the pixels in each class, by scale."""
         found: dict[float, list[tuple[float, ...]]] = {}
         for reference in self._references:
-            found.setdefault(reference.scale, []).append(reference.shares)
+            if reference.truth is not None:
+                found.setdefault(reference.scale, []).append(reference.shares)
         return {
             scale: tuple(float(share) for share in np.mean(shares, axis=0)) for scale, shares in found.items()
         }
@@ -116,20 +128,21 @@ class Judge:
             if its:
                 graphs[name] = self._open(name, tensorrt_form(model, model, its, scales[name], half=False))
         drops: dict[float, list[float]] = {}
-        noise, same = [], []
+        noise: dict[bool, list[float]] = {True: [], False: []}
+        same = []
         with opened(self._network.bundle, graphs, precision="int8", threads=self._threads) as up:
             for reference in self._references:
-                H, W = reference.truth.shape[:2]
-                result = up(reference.lr, size=(H, W), k=self._k)
-                quality = psnr(result.image, reference.truth, shave=shave_for(reference.scale))
-                drops.setdefault(reference.scale, []).append(reference.psnr - quality)
+                result = up(reference.lr, size=reference.size, k=self._k)
                 difference = (result.image - reference.image).astype(np.float64)
-                noise.append(float(np.mean(difference * difference)))
-                same.append(agreement(result.class_map, reference.class_map))
+                noise[reference.truth is None].append(float(np.mean(difference * difference)))
+                if reference.truth is not None:
+                    quality = psnr(result.image, reference.truth, shave=shave_for(reference.scale))
+                    drops.setdefault(reference.scale, []).append(reference.psnr - quality)
+                    same.append(agreement(result.class_map, reference.class_map))
         return Effect(
             drops={f"{scale:g}": float(np.mean(values)) for scale, values in drops.items()},
             worst=float(max(max(values) for values in drops.values())),
-            noise=float(np.mean(noise)),
+            noise=math.sqrt(float(np.mean(noise[True]) * np.mean(noise[False]))),
             agreement=float(np.mean(same)),
         )
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 HELD_OUT = 8
 # HR pixels of a side that are looked at, and how far apart the pieces lie among which the hardest is.
 SIDE, STEP = 384, 32
+# How much the contrast of hardened pieces is raised.
+CONTRAST = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,16 @@ class Picture:
         pixels = read_truth(self.path)
         top, left = _hardest(pixels)
         return np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
+
+    def hardened(self, scale: float) -> NDArray[np.float32]:
+        """LR like that of `pair`, of the piece with its contrast raised until most of it is black or white.
+
+        Photographs seldom have edges as hard as those of text and drawings, whose activations reach furthest.
+        """
+        truth = self.truth()
+        levels = truth.astype(np.float32) / (np.float32(255) if truth.dtype == np.uint8 else np.float32(1))
+        hard = np.clip((levels - levels.mean()) * np.float32(CONTRAST) + np.float32(0.5), 0, 1)
+        return make_pair(hard, scale=scale)[0]
 
     def pair(self, scale: float) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """LR (h, w, 3) float32, shrunk from that piece by MATLAB's bicubic, and the piece."""

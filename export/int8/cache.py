@@ -97,7 +97,8 @@ class Effect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     worst: float
     """Largest loss of a picture, in dB."""
     noise: float
-    """Mean square of the difference from fp32; 1 is from black to white."""
+    """Mean square of the difference from fp32, 1 being from black to white: the geometric mean of that of the pictures
+    and that of the same with their contrast raised."""
     agreement: float
     """Percentage of the pixels that are sent to the same class."""
 

@@ -38,7 +38,7 @@ class Finding:
         node: its name, or that of its output.
         operator: of the node.
         int8: whether the engine will run it in INT8.
-        quantised: whether the file wants that: any of its inputs comes out of a DequantizeLinear.
+        quantised: whether the file wants that: its weight comes out of a DequantizeLinear.
         reasons: why it will not, or what keeps it from being as light as it could be.
     """
 
@@ -112,9 +112,8 @@ class _Lint:
         data, weight = node.input[0], node.input[1]
         if self._is_weight(data) and not self._is_weight(weight):
             data, weight = weight, data
-        quantised = any(self._is_dequantised(tensor) for tensor in (data, weight))
-        if not quantised:
-            return Finding(name, node.op_type, False, False, ("neither input nor weight is quantised",))
+        if not self._is_dequantised(weight):
+            return Finding(name, node.op_type, False, False, ("its weight is not quantised",))
         problems = [*self._data(data), *self._weight(node, weight), *self._bias(node)]
         problems += self._behind(node)
         notes = self._notes(node, weight)
