@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 BINS = 4096
+# Below what the smallest scale resolves, magnitudes need no telling apart.
+SMALLEST_TOP = 2.0**-20
 # Entropy compares histograms of this many bins (2048 is the customary number) in 128 levels.
 COARSE = 2048
 LEVELS = LIMIT + 1
@@ -93,11 +95,16 @@ class Histogram:
             return
         if not self.top:
             # Nothing but zeros so far, which lie in the first bin whatever its width.
-            self.top = 2.0 ** math.ceil(math.log2(magnitude))
+            self.top = max(2.0 ** math.ceil(math.log2(magnitude)), SMALLEST_TOP)
         while self.top < magnitude:
             self.counts[: BINS // 2] = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts[BINS // 2 :] = 0
             self.top *= 2
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Smallest and largest value seen; 0 and 0 if none was, as of a class that no pixel is routed to."""
+        return (self.low, self.high) if self.values else (0.0, 0.0)
 
     @property
     def largest(self) -> float:

@@ -213,10 +213,10 @@ def calibrate(bundle: Bundle, request: Request, *, show: Show = lambda what, sha
         activations={
             graph: {
                 tensor: Range(
-                    low=histogram.low,
-                    high=histogram.high,
+                    low=histogram.span[0],
+                    high=histogram.span[1],
                     largest=scales[graph].activations[tensor],
-                    scale=tensor_scale(histogram.low, scales[graph].activations[tensor]),
+                    scale=tensor_scale(histogram.span[0], scales[graph].activations[tensor]),
                 )
                 for tensor, histogram in tensors.items()
             }
@@ -323,7 +323,7 @@ def _scales(network: Network, histograms: Histograms, graph: str, observer: Obse
             )
     weights = {layer.node: weight_scales(values[layer.weight], layer.axis) for layer in its}
     corrections = {layer.node: _correction(layer, values, weights, histograms[graph]) for layer in its}
-    lows = {tensor: histogram.low for tensor, histogram in histograms[graph].items()}
+    lows = {tensor: histogram.span[0] for tensor, histogram in histograms[graph].items()}
     return Scales(activations, lows, weights, corrections)
 
 
@@ -345,7 +345,10 @@ def _correction(
         weight.T - rounded.T * steps[:, None] if layer.axis else weight - rounded * _outer(steps, weight.ndim)
     )
     by_input = lost.reshape(*lost.shape[:2], -1).sum(axis=2)
-    means = histograms[layer.input].means.reshape(layer.groups, -1)
+    seen = histograms[layer.input]
+    # A class that no pixel was routed to has no means, and nothing to correct.
+    means = seen.means if seen.values else np.zeros(by_input.shape[1] * layer.groups)
+    means = means.reshape(layer.groups, -1)
     grouped = by_input.reshape(layer.groups, -1, by_input.shape[1])
     correction: np.ndarray = np.einsum("goi,gi->go", grouped, means).reshape(-1)
     return correction.astype(np.float32)

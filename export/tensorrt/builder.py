@@ -27,20 +27,23 @@ class UnsupportedGraphError(BackendError):
     """The parser does not take the graph."""
 
 
-def build_plan(model: bytes, identity: Identity, tell: Tell) -> bytes:
+def build_plan(
+    model: bytes, identity: Identity, tell: Tell, *, messages: list[str] | None = None
+) -> bytes:
     """Build an engine.
 
     Args:
         model: ONNX.
         identity: what it is to be.
         tell: is told how far the work is, where this TensorRT has a progress monitor.
+        messages: takes all that the builder says, its table of layers included; see `layer_table`.
 
     Raises:
         BackendError: the library is missing or cannot build the graph.
         UnsupportedGraphError: its parser does not take the graph; names the node.
     """
     trt = _import(identity.flavour)
-    log = _log(trt)
+    log = _log(trt, messages)
     # TensorRT keeps none of these alive for those made from them: the names hold them until the plan is there.
     builder = _made(trt.Builder(log), "builder", log, identity)
     network = _made(_create_network(trt, builder), "network", log, identity)
@@ -49,6 +52,8 @@ def build_plan(model: bytes, identity: Identity, tell: Tell) -> bytes:
         raise UnsupportedGraphError(_parse_failure(parser, log, identity))
     config = _made(builder.create_builder_config(), "configuration", log, identity)
     _configure(trt, config, identity)
+    if messages is not None:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if _is_weakly_typed(trt):
         narrow(trt, network, config, precision=identity.precision)
     for profile in identity.profiles:
@@ -128,7 +133,7 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile, iden
         raise BackendError(f"{_name(identity)} refuses the shapes for graph {identity.graph}")
 
 
-def _log(trt: Any) -> Any:
+def _log(trt: Any, messages: list[str] | None) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         """Keeps what the library says of errors and warnings."""
 
@@ -137,6 +142,8 @@ def _log(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
+            if messages is not None:
+                messages.append(message)
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.errors.append(" ".join(message.split()))
 
