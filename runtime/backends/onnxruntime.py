@@ -162,6 +162,9 @@ def _session(ort: ModuleType, model: bytes, where: str, threads: int) -> Any:
     options.enable_mem_pattern = False
     # Threads that spin while they wait would take the cores from the workers of the other stages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A linear layer with int8 weights behind a DequantizeLinear would be computed with inputs rounded to 8 bits too, by
+    # scales of its own: an int8 graph says by itself what is rounded.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         return ort.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception

@@ -36,7 +36,9 @@ def test_the_cache_says_what_was_done(bundle: Bundle, calibrated: Cached) -> Non
     assert [picture.use for picture in found.pictures].count("held out") == 1
     # With a limit of 10 dB every layer is taken.
     assert sum(map(len, found.layers.values())) == len(network.layers)
-    assert {node for row in found.sensitivities for node in row.nodes} == {layer.node for layer in network.layers}
+    assert {node for row in found.sensitivities for node in row.nodes} == {
+        layer.node for layer in network.layers
+    }
     # All but the classifier, which has a percent of the arithmetic.
     assert 0.9 < found.shares["2"] < 1
     assert found.effects["all layers"].drop < 1
