@@ -56,7 +56,7 @@ bundles: dev
 	set -e; for network in training/networks/*.safetensors; do \
 		bundle="runtime/bundles/$$(basename "$$network" .safetensors)"; \
 		rm -rf "$$bundle"; \
-		$(BIN)/pcsr-export "$$network" -o "$$bundle"; \
+		$(BIN)/pcsr-export "$$network" -o "$$bundle" --calibration "$${network%.safetensors}.calibration.json"; \
 	done
 
 clean:

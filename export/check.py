@@ -38,9 +38,9 @@ Outputs = Mapping[tuple[str, str], NDArray[Any]]
 # Largest error against PyTorch, as a share of the value range of the tensor. float32: sums in another order
 # over some sixty layers; float16: eleven bits, over as many.
 TOLERANCES = {"fp32": 2e-5, "fp16": 2e-2}
-# Root mean square error of int8 as a share of the range: many times what calibrated networks show (at most 0.03), and
-# a fraction of what a wrong scale makes.
-INT8_TOLERANCE = 0.1
+# Root mean square error of int8 as a share of the range: many times what calibrated networks show (0.03, and 0.07 of
+# class 0, which saturates on pixels that are not routed to it), and a fraction of what a wrong scale makes.
+INT8_TOLERANCE = 0.25
 
 # Input (h, w) and scale: whole, non-integer and no magnification, odd sides, one a single row.
 CASES = (((24, 40), 4.0), ((33, 17), 2.3), ((1, 9), 1.0))

@@ -79,14 +79,7 @@ def main(
         raise OptionError("INPUT or -o is empty; name a checkpoint or bundle, and the bundle to write")
     if lint:
         others = {name: value for name, value in engine_choices.items() if name != "ahead"}
-        if (
-            output
-            or precision
-            or calibration
-            or force
-            or inspect
-            or any(v not in (None, False) for v in others.values())
-        ):
+        if any((output, precision, calibration, force, inspect, *others.values())):
             raise OptionError(
                 "--lint only judges the ONNX file INPUT; leave other options than --for and --json away"
             )

@@ -16,6 +16,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -131,6 +132,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 @click.option("--rounds", type=click.IntRange(3), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=usable_cores(), show_default=True)
 @click.option("--oracle/--no-oracle", default=True, help="Time the published inference too; it is slow.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Cache: int8 is timed too.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write everything to this file.")
 @exit_on_error()
 def main(
@@ -141,6 +143,7 @@ def main(
     rounds: int,
     threads: int,
     oracle: bool,
+    calibration: Path | None,
     report: Path | None,
 ) -> None:
     """Time the runtime beside the published inference and the dense network."""
@@ -153,8 +156,10 @@ def main(
     lr = np.ascontiguousarray(lr)
     with TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        export_bundle(checkpoint, bundle, precisions=("fp32",))
-        with Upscaler.open(bundle, threads=threads) as up:
+        wanted = ("fp32",) if calibration is None else ("fp32", "int8")
+        export_bundle(checkpoint, bundle, precisions=wanted, calibration=calibration)
+        with ExitStack() as opened:
+            up = opened.enter_context(Upscaler.open(bundle, threads=threads))
             competitors: dict[str, Competitor] = {}
             if dense:
                 competitors[DENSE] = dense_in_onnxruntime(dense, lr, threads)
@@ -163,13 +168,16 @@ def main(
                 competitors[ORACLE] = lambda: upscale(network, lr, scale=SCALE)
             results: dict[str, Any] = {}
 
-            def ours(name: str, **options: Any) -> None:
+            def ours(name: str, by: Upscaler = up, **options: Any) -> None:
                 def run() -> None:
-                    results[name] = up(lr, scale=SCALE, **options)
+                    results[name] = by(lr, scale=SCALE, **options)
 
                 competitors[name] = run
 
             ours("k = 0", k=0.0)
+            if calibration is not None:
+                integer = opened.enter_context(Upscaler.open(bundle, precision="int8", threads=threads))
+                ours("k = 0, int8", integer, k=0.0)
             ours("adaptive", adaptive=True)
             ours("all light", budget=0.0)
             ours("all heavy", budget=1.0)

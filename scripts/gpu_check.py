@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 import msgspec
-from gpu_check_proofs import PROOFS
+from gpu_check_int8 import INT8
+from gpu_check_proofs import PROOFS as PROOFS_OF_FLOATS
 from gpu_check_setup import Figures, NotProven, Setup, Skip
 from gpu_check_targets import Cuda, Machine, Simulated
 from gpu_check_timings import PEERS, TIMINGS, goals
@@ -32,6 +33,7 @@ from pcsr.runtime.errors import BackendError, OptionError
 from pcsr.runtime.shipped import find_bundle
 
 SCHEMA = 1
+PROOFS = {**PROOFS_OF_FLOATS, **INT8}
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 # Of the minutes; what proofs leave of it, timings get too.
 SHARE_OF_PROOFS = 0.6

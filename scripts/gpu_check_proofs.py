@@ -118,7 +118,7 @@ def drop(setup: Setup, target: Target) -> Figures:
     oracle = _oracle(setup)
     pairs: list[Comparison] = []
     for scale in (4.0, 2.0):
-        for name, truth in _truths(setup):
+        for name, truth in truths(setup):
             rules = (Rule("k", 0.0), Rule("adaptive", None))
             pairs += compare_picture(target.up, truth, name=name, scale=scale, rules=rules, oracle=oracle)
     drops = [pair.oracle.psnr - pair.runtime.psnr for pair in pairs if pair.oracle is not None]
@@ -306,7 +306,7 @@ def _oracle(setup: Setup) -> Callable[..., Reference]:
     return oracle
 
 
-def _truths(setup: Setup) -> list[tuple[str, NDArray[Any]]]:
+def truths(setup: Setup) -> list[tuple[str, NDArray[Any]]]:
     if setup.data is None or setup.small:
         side, seeds = (48, (1,)) if setup.small else (384, (0, 1, 2))
         return [(f"photo {seed}", photo(side, side, seed=seed)) for seed in seeds]

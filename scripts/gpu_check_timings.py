@@ -97,7 +97,7 @@ def sizes(setup: Setup, target: Target) -> Figures:
     found: Figures = {}
     for case in CASES[setup.small]:
         there = target.put(photo(*case.lr))
-        competitors = {name: _ours(target, there, case.scale, rule) for name, rule in RULES.items()}
+        competitors = {name: ours(target, there, case.scale, rule) for name, rule in RULES.items()}
         found[case.name] = timed = rounds(setup, competitors)
         for name, rule in RULES.items():
             result = target.up(there, scale=case.scale, **rule)
@@ -116,7 +116,7 @@ def peers(setup: Setup, target: Target, *, case: int) -> Figures:
     chosen = CASES[setup.small][case]
     picture = photo(*chosen.lr)
     there = target.put(picture)
-    competitors = {f"pcsr, {name}": _ours(target, there, 4, rule) for name, rule in RULES.items()}
+    competitors = {f"pcsr, {name}": ours(target, there, 4, rule) for name, rule in RULES.items()}
     competitors |= _oracle(setup, picture) | _dense(setup, picture)
     try:
         return {chosen.name: rounds(setup, competitors)}
@@ -142,7 +142,7 @@ def pictures(setup: Setup, target: Target) -> Figures:
         "all light": (there["middle"], {"budget": 0.0}),
         "all heavy": (there["middle"], {"budget": 1.0}),
     }
-    found = rounds(setup, {name: _ours(target, picture, 4, rule) for name, (picture, rule) in asked.items()})
+    found = rounds(setup, {name: ours(target, picture, 4, rule) for name, (picture, rule) in asked.items()})
     for name, (picture, rule) in asked.items():
         found[name]["shares"] = target.up(picture, scale=4, **rule).shares
     return found
@@ -184,7 +184,7 @@ def least_bytes(manifest: Manifest, case: Case, table: int) -> dict[str, int]:
     }
 
 
-def _ours(target: Target, picture: Any, scale: int, rule: Mapping[str, Any]) -> Competitor:
+def ours(target: Target, picture: Any, scale: int, rule: Mapping[str, Any]) -> Competitor:
     return lambda: target.up(picture, scale=scale, **rule)
 
 

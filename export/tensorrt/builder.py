@@ -27,9 +27,7 @@ class UnsupportedGraphError(BackendError):
     """The parser does not take the graph."""
 
 
-def build_plan(
-    model: bytes, identity: Identity, tell: Tell, *, messages: list[str] | None = None
-) -> bytes:
+def build_plan(model: bytes, identity: Identity, tell: Tell, *, messages: list[str] | None = None) -> bytes:
     """Build an engine.
 
     Args:

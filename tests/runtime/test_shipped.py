@@ -31,7 +31,8 @@ def test_the_default_ships() -> None:
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_shipped_bundle_is_whole_and_runs_by_name(name: str) -> None:
     bundle = read_bundle(shipped_bundle(name))
-    assert bundle.precisions == ("fp32", "fp16")
+    assert bundle.precisions == ("fp32", "fp16", "int8")
+    bundle.calibration()
     for files in bundle.manifest.graphs.values():
         for entry in files.values():
             bundle.read(entry)
@@ -89,7 +90,12 @@ def test_a_shipped_bundle_is_what_its_network_exports_to(name: str, tmp_path: Pa
     """`make bundles` was run after the network was trained. Provenance has versions of tools, which may differ."""
     from pcsr.export.pipeline import export_bundle
 
-    anew = export_bundle(NETWORKS / f"{name}.safetensors", tmp_path / name).bundle.manifest
+    anew = export_bundle(
+        NETWORKS / f"{name}.safetensors",
+        tmp_path / name,
+        precisions=["fp32", "fp16", "int8"],
+        calibration=NETWORKS / f"{name}.calibration.json",
+    ).bundle.manifest
     shipped = read_bundle(shipped_bundle(name)).manifest
     assert shipped.provenance["checkpoint_sha256"] == anew.provenance["checkpoint_sha256"]
     # Names of files are hashes of their content.
@@ -104,7 +110,7 @@ def test_every_shipped_bundle_has_its_network_in_the_repository() -> None:
 def test_the_wheel_has_the_bundles(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for room in ("model", "export", "runtime", "training", "validation"):
+    for room in ("calibration", "model", "export", "runtime", "training", "validation"):
         shutil.copytree(ROOT / room, source / room)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -121,7 +127,8 @@ def test_the_wheel_has_the_bundles(tmp_path: Path) -> None:
         entries = [entry for files in bundle.manifest.graphs.values() for entry in files.values()]
         for entry in (bundle.manifest.weights, bundle.manifest.sample, *entries):
             bundle.read(entry)
+        bundle.calibration()
         files = {path for path in bundle.path.rglob("*") if path.is_file()}
-        assert len(files) == len(entries) + 3, (
+        assert len(files) == len({entry.path for entry in entries}) + 4, (
             f"{name} has files in the wheel that its {MANIFEST} does not name"
         )

@@ -1,0 +1,107 @@
+"""INT8 engines, built without a GPU: each layer that was chosen really becomes one of INT8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from pcsr.export.int8.cache import parse_calibration
+from pcsr.export.pipeline import serialise
+from pcsr.export.tensorrt.builder import build_plan
+from pcsr.export.tensorrt.layer_table import int8_layers
+from pcsr.export.tensorrt.profiles import Sizes, graph_profiles
+from pcsr.runtime import shipped_bundle, shipped_bundles
+from pcsr.runtime.backends.engine_search import engine_form
+from pcsr.runtime.backends.engines import Identity, Tuning
+from pcsr.runtime.bundle import Bundle, read_bundle
+
+CHIPS = ("8.6", "8.9", "12.0")
+
+
+def identity(bundle: Bundle, graph: str) -> Identity:
+    return Identity(
+        graph=graph,
+        precision="int8",
+        graph_sha256="0" * 64,
+        flavour="tensorrt-rtx",
+        version="1.7",
+        platform="here",
+        compute_capabilities=CHIPS,
+        gpu="",
+        profiles=graph_profiles(bundle.manifest, Sizes())[graph],
+        tuning=Tuning(),
+    )
+
+
+def built(bundle: Bundle, graph: str, model: bytes) -> dict[str, bool]:
+    """The table of a graph built for three chips."""
+    messages: list[str] = []
+    plan = build_plan(model, identity(bundle, graph), lambda share: True, messages=messages)
+    assert len(plan) > 100_000
+    return int8_layers(messages)
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_every_chosen_layer_becomes_int8_and_no_other(name: str) -> None:
+    bundle = read_bundle(shipped_bundle(name))
+    chosen = parse_calibration(bundle.calibration(), Path(name)).layers
+    files = bundle.graphs("int8")
+    assert len(files) == 4
+    for graph, entry in files.items():
+        table = built(bundle, graph, bundle.read(entry))
+        layers = {
+            node.name
+            for node in onnx.load_from_string(bundle.read(entry)).graph.node
+            if node.op_type in ("Conv", "Gemm", "MatMul")
+        }
+        # A product with one output may be part of another kernel; those of INT8 have one each.
+        assert {node for node in layers if table.get(node)} == set(chosen.get(graph, ()))
+
+
+def test_a_scale_of_rank_1_is_caught_by_the_table_although_it_builds() -> None:
+    bundle = read_bundle(shipped_bundle("fsrcnn"))
+    entry = bundle.graphs("int8")["backbone"]
+    model = onnx.load_from_string(bundle.read(entry))
+    before = built(bundle, "backbone", serialise(model))
+    spoilt = 0
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("/scale") and not tensor.dims:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).reshape(1), tensor.name))
+            spoilt += 1
+    assert spoilt > 3
+    after = built(bundle, "backbone", serialise(model))
+    assert sum(before.values()) > 3
+    assert not any(after.values())
+
+
+def test_the_form_of_an_engine_is_that_of_its_version() -> None:
+    assert engine_form("int8", "8.6.1") == "int8-trt8"
+    assert engine_form("int8", "10.16.1") == engine_form("int8", "1.7.1") == "int8"
+    assert engine_form("fp16", "8.6.1") == "fp16"
+
+
+def test_a_table_is_read_line_by_line() -> None:
+    line = (
+        "Name: c_myl0_1, LayerType: {kind}, Inputs: [ {{ Name: a, Datatype: {read}, Format: x }}], Constants: "
+        "[ {{ Name: w, Datatype: {weight}, Format: x }}], Outputs: [ {{ Name: o, Datatype: Float }}], TacticName: , "
+        "StreamId: 0, Metadata: [ONNX Layer: body/{name}][ONNX Layer: w/{name}]"
+    )
+    rows = [
+        ("correlation", "Int8", "Int8", "one"),
+        ("gemm", "Half", "Int8", "two"),
+        ("correlation", "Int8", "Half", "three"),
+        ("kgen", "Int8", "Int8", "four"),
+    ]
+    text = "\n".join(line.format(kind=k, read=r, weight=w, name=n) for k, r, w, n in rows)
+    found = int8_layers(["Layers:\n" + text, "something else"])
+    assert {name: found.get(f"body/{name}") for name in ("one", "two", "three", "four")} == {
+        "one": True,
+        "two": False,
+        "three": False,
+        "four": None,
+    }
