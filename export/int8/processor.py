@@ -50,7 +50,7 @@ def pays(layer: Layer, weight: NDArray[Any]) -> bool:
 
 
 def processor_form(
-    single: onnx.ModelProto, layers: Sequence[Layer], scales: Scales, *, limit: int
+    single: onnx.ModelProto, layers: Sequence[Layer], scales: Scales, *, limit: int, always: bool = False
 ) -> onnx.ModelProto:
     """One graph in the form for processors.
 
@@ -59,8 +59,10 @@ def processor_form(
         layers: the chosen ones of this graph.
         scales: of these and of every tensor that was observed.
         limit: largest magnitude of a weight: 127, or 63 for processors without VNNI.
+        always: layers that do not pay too, to measure that they do not.
     """
-    return _Processor(single, scales, limit).run(layers)
+    paying = [layer for layer in layers if always or pays(layer, initializers(single)[layer.weight])]
+    return _Processor(single, scales, limit).run(layers, paying)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,8 @@ class _Processor:
         # Tensors by the name of their rounded form, and of their bytes.
         self.rounded: dict[str, str] = {}
 
-    def run(self, layers: Sequence[Layer]) -> onnx.ModelProto:
-        chosen = {layer.node: layer for layer in layers if pays(layer, self.values[layer.weight])}
+    def run(self, layers: Sequence[Layer], paying: Sequence[Layer]) -> onnx.ModelProto:
+        chosen = {layer.node: layer for layer in paying}
         units = {unit.layers[0].node: unit for unit in self._units(chosen, layers)}
         # A unit is written where the last of its nodes stood: all it reads is there by then.
         place = {}

@@ -69,6 +69,7 @@ def test_a_dry_run_passes_every_check(shared: Path, tmp_path: Path) -> None:
         ("golden", "simulated fp16"),
         ("facts", "simulated fp16"),
         ("nan", "simulated fp32"),
+        ("int8", "simulated fp32"),
     }
     # The dense network's graph was built into an engine, which nothing here can run.
     peers = next(r["figures"]["x4 to 8K"] for r in found["results"] if r["check"] == "peers-8k")
