@@ -10,19 +10,23 @@ import pytest
 from onnx import numpy_helper
 
 from pcsr.export.int8.cache import parse_calibration
+from pcsr.export.int8.layers import WEIGHTED, initializers, layers_of, observed_tensors
+from pcsr.export.int8.placement import Scales, tensorrt_form, weight_scales
 from pcsr.export.pipeline import serialise
 from pcsr.export.tensorrt.builder import build_plan
 from pcsr.export.tensorrt.layer_table import int8_layers
 from pcsr.export.tensorrt.profiles import Sizes, graph_profiles
 from pcsr.runtime import shipped_bundle, shipped_bundles
 from pcsr.runtime.backends.engine_search import engine_form
-from pcsr.runtime.backends.engines import Identity, Tuning
+from pcsr.runtime.backends.engines import Identity, Profile, Tuning
 from pcsr.runtime.bundle import Bundle, read_bundle
+
+from .test_engine_builder import CONFIGS, graphs_and_profiles
 
 CHIPS = ("8.6", "8.9", "12.0")
 
 
-def identity(bundle: Bundle, graph: str) -> Identity:
+def identity(graph: str, profiles: tuple[Profile, ...]) -> Identity:
     return Identity(
         graph=graph,
         precision="int8",
@@ -32,7 +36,7 @@ def identity(bundle: Bundle, graph: str) -> Identity:
         platform="here",
         compute_capabilities=CHIPS,
         gpu="",
-        profiles=graph_profiles(bundle.manifest, Sizes())[graph],
+        profiles=profiles,
         tuning=Tuning(),
     )
 
@@ -40,7 +44,8 @@ def identity(bundle: Bundle, graph: str) -> Identity:
 def built(bundle: Bundle, graph: str, model: bytes) -> dict[str, bool]:
     """The table of a graph built for three chips."""
     messages: list[str] = []
-    plan = build_plan(model, identity(bundle, graph), lambda share: True, messages=messages)
+    asked = identity(graph, graph_profiles(bundle.manifest, Sizes())[graph])
+    plan = build_plan(model, asked, lambda share: True, messages=messages)
     assert len(plan) > 100_000
     return int8_layers(messages)
 
@@ -60,6 +65,34 @@ def test_every_chosen_layer_becomes_int8_and_no_other(name: str) -> None:
         }
         # A product with one output may be part of another kernel; those of INT8 have one each.
         assert {node for node in layers if table.get(node)} == set(chosen.get(graph, ()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_network_of_the_real_size_becomes_int8(config: Path) -> None:
+    """Ranges are made up: what is proven is that every layer of every graph is fused."""
+    exact, profiles = graphs_and_profiles(config, half=False)
+    half, _ = graphs_and_profiles(config, half=True)
+    models = {name: onnx.load_from_string(content) for name, content in exact.items()}
+    weights = {n: v for model in models.values() for n, v in initializers(model).items()}
+    for graph, model in models.items():
+        layers = [layer for layer in layers_of(models, weights) if layer.graph == graph]
+        tensors = observed_tensors(model, layers)
+        # Behind a ReLU there is nothing negative.
+        writers = {node.output[0]: node.op_type for node in model.graph.node}
+        scales = Scales(
+            dict.fromkeys(tensors, 4.0),
+            {name: 0.0 if writers.get(name) == "Relu" else -4.0 for name in tensors},
+            {layer.node: weight_scales(weights[layer.weight], layer.axis) for layer in layers},
+        )
+        form = tensorrt_form(model, onnx.load_from_string(half[graph]), layers, scales, half=True)
+        messages: list[str] = []
+        asked = identity(graph, profiles[graph])
+        build_plan(serialise(form), asked, lambda share: True, messages=messages)
+        table = int8_layers(messages)
+        assert {layer.node for layer in layers} == {
+            node.name for node in form.graph.node if table.get(node.name) and node.op_type in WEIGHTED
+        }
 
 
 def test_a_scale_of_rank_1_is_caught_by_the_table_although_it_builds() -> None:
