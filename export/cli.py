@@ -32,7 +32,8 @@ __all__ = ["main"]
 )
 @click.option(
     "--precision",
-    help="Precisions the bundle shall have, and engines are built for.  [default: fp32,fp16; engines: the bundle's]",
+    help="Precisions the bundle shall have, and engines are built for.  "
+    "[default: fp32,fp16, and int8 where INPUT or --calibration has it; engines: the bundle's]",
 )
 @click.option(
     "--calibration", metavar="CACHE.json", help="Cache from pcsr-calibrate; asks for int8 beside the default."
@@ -164,7 +165,8 @@ def _export(
     except ModuleNotFoundError as error:
         raise OptionError(f"exporting needs {error.name}; run: pip install 'pcsr[export,cpu]'") from error
     if wanted is None:
-        wanted = DEFAULT_PRECISIONS if calibration is None else (*DEFAULT_PRECISIONS, "int8")
+        has_int8 = source.is_dir() and "int8" in read_bundle(source).precisions
+        wanted = (*DEFAULT_PRECISIONS, "int8") if calibration is not None or has_int8 else DEFAULT_PRECISIONS
     outcome = export_bundle(source, output, precisions=wanted, calibration=calibration, force=force)
     return {
         "bundle": str(output),

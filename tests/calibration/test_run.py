@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,3 +391,32 @@ def test_without_matplotlib_the_plot_is_refused_before_the_work(
     )
     assert (status, "pip install 'pcsr[calibrate]'" in said) == (2, True)
     assert read_bundle(bundle.path).precisions == ("fp32",)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_leaves_a_whole_cache_or_none(
+    bundle: Bundle, calibrated: Cached, photos: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache.json"
+    command = [
+        str(Path(sys.executable).parent / "pcsr-calibrate"), str(bundle.path), "--data", str(photos),
+        "-o", str(cache), "-s", "2", "--pictures", "3", "--allow-drop", "10", "--threads", "1",
+    ]  # fmt: skip
+    chance = random.Random(5)
+    for _ in range(4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=chance.uniform(2.5, 9))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if cache.exists():
+            # It came to its end, or so far that nothing is left to do.
+            read_calibration(cache)
+            break
+    if not cache.exists():
+        subprocess.run(command, check=True, capture_output=True)
+    assert cache.read_bytes() == calibrated[0].read_bytes()
+    left = {path.name for path in tmp_path.iterdir()} - {"cache.json", progress_file(cache).name}
+    # Of a file that was being written: a name that says so, and that no reader takes for one.
+    assert all(name.endswith(".partial") for name in left)

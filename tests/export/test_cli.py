@@ -75,7 +75,7 @@ def test_a_shipped_bundle_is_found_by_name(target: Path) -> None:
     assert "carn, 52 channels" in shown.stdout
     copied = export("carn", "-o", target)
     assert copied.exit_code == 0, copied.output
-    assert copied.stdout == f"{target}: wrote fp32, fp16\n"
+    assert copied.stdout == f"{target}: wrote fp32, fp16, int8\n"
     assert read_bundle(target).manifest == read_bundle(shipped_bundle("carn")).manifest
     # Never in place: what is installed is not to be changed.
     assert_refused(export("carn"), reason="name the bundle to write")

@@ -49,3 +49,23 @@ def test_memory_without_a_limit_is_the_machines(cgroup: Path) -> None:
 def test_the_real_tree_of_this_machine_can_be_read() -> None:
     assert machine.usable_cores() >= 1
     assert machine.total_memory() >= 1 << 26
+
+
+@pytest.mark.parametrize(
+    ("system", "flags", "exact"),
+    [
+        ("x86_64", "flags : avx2 avx512f avx512_vnni", True),
+        ("x86_64", "flags : avx2 avx_vnni", True),
+        ("x86_64", "flags : avx2 avx512f", False),
+        ("AMD64", None, False),
+        ("aarch64", "Features : asimd", True),
+    ],
+)
+def test_whether_products_of_bytes_are_added_exactly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, flags: str | None, exact: bool
+) -> None:
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.platform, "machine", lambda: system)
+    assert machine.multiplies_int8() is exact

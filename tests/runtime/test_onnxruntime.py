@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pcsr.runtime import Upscaler
+from pcsr.runtime import Upscaler, shipped_bundle
 from pcsr.runtime.backends import onnxruntime as backend
-from pcsr.runtime.errors import BackendError, OptionError
+from pcsr.runtime.bundle import Bundle
+from pcsr.runtime.errors import BackendError, BundleError, OptionError
 
 
 def test_an_unknown_backend_or_device_is_refused_with_the_choices(small_bundle: Path) -> None:
@@ -72,3 +73,35 @@ def test_meaningless_arguments_of_open_are_refused(
 ) -> None:
     with pytest.raises(OptionError, match=message):
         Upscaler.open(small_bundle, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_int8_takes_the_form_of_the_processor(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    monkeypatch.setattr(backend, "multiplies_int8", lambda: exact)
+    read: list[str] = []
+    whole = Bundle.read
+    monkeypatch.setattr(Bundle, "read", lambda self, entry: (read.append(entry.path), whole(self, entry))[1])
+    with Upscaler.open("fsrcnn", precision="int8") as up:
+        assert up.precision == "int8"
+    forms = {path.split("/")[1] for path in read if path.startswith("graphs/")}
+    assert forms == {"int8-vnni" if exact else "int8-cpu"}
+
+
+def test_int8_is_not_taken_unasked_but_where_there_is_nothing_else(tmp_path: Path) -> None:
+    from pcsr.export.pipeline import export_bundle
+
+    with Upscaler.open("fsrcnn") as up:
+        assert up.precision == "fp32"
+    only = export_bundle(shipped_bundle("fsrcnn"), tmp_path / "only", precisions=["int8"]).bundle
+    with Upscaler.open(only.path) as up:
+        assert up.precision == "int8"
+
+
+def test_int8_on_a_gpu_is_for_tensorrt() -> None:
+    with pytest.raises(BackendError, match="runs int8 on cpu alone.*use the backend tensorrt there, or fp16"):
+        Upscaler.open("fsrcnn", device="cuda", backend="onnxruntime", precision="int8")
+
+
+def test_a_bundle_without_int8_says_how_to_get_it(small_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"no int8 graphs.*--precision int8 --calibration CACHE\.json"):
+        Upscaler.open(small_bundle, precision="int8")
