@@ -88,6 +88,8 @@ def preview_section(name: str, made: Made) -> str:
             "```console",
             f"$ pcsr-train {name} --data PHOTOGRAPHS --out run --device cuda",
             f"$ cp run/network.safetensors training/networks/{name}.safetensors",
+            f"$ pcsr-export training/networks/{name}.safetensors -o build/{name}",
+            f"$ pcsr-calibrate build/{name} --data PHOTOGRAPHS -o training/networks/{name}.calibration.json --force",
             "$ make bundles",
             "```",
         ]
