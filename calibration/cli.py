@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pcsr.runtime.machine import usable_cores
 from pcsr.runtime.shipped import find_bundle
 
 __all__ = ["main"]
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -110,8 +113,14 @@ def main(
         threads=usable_cores() if threads is None else threads,
     )
     started = time.monotonic()
-    with progress_line("calibrating") as tell:
-        calibration = run.calibrate(opened, request, show=lambda what, share: tell(run.overall(what, share)))
+    try:
+        with progress_line("calibrating") as tell:
+            calibration = run.calibrate(
+                opened, request, show=lambda what, share: tell(run.overall(what, share))
+            )
+    except KeyboardInterrupt:
+        logger.info("what was done is kept beside %s: the same command goes on from here", place)
+        raise
     write_calibration(place, calibration)
     if sensitivity is not None:
         report.write_sensitivity(Path(sensitivity), calibration)

@@ -112,9 +112,9 @@ class Collector:
         backend = _backend(_Watching, self._bundle, self._graphs, "fp32")
         assert isinstance(backend, _Watching)
         backend.watch(self._tensors, self.histograms)
+        up = Upscaler(self._bundle, backend, threads=1, memory_limit=_memory())
         try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                up = Upscaler(self._bundle, backend, threads=1, memory_limit=_memory())
+            with up, np.errstate(over="ignore", invalid="ignore"):
                 up(lr, scale=scale, k=k)
         except CheckError as error:
             raise CheckError(f"picture {name} at scale {scale:g}: {error}; calibrate without it") from error
