@@ -31,14 +31,14 @@ from pcsr.calibration.collect import opened
 from pcsr.calibration.evaluation import int8_share
 from pcsr.calibration.run import Request, calibrate, network_of
 from pcsr.export.graphs import build_graphs
-from pcsr.export.int8.cache import Calibration
+from pcsr.export.int8.cache import Calibration, read_calibration
 from pcsr.export.int8.forms import int8_forms
 from pcsr.export.pipeline import serialise
 from pcsr.runtime.atomic import write_whole
 from pcsr.runtime.backends.onnxruntime import open_model
 from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.console import exit_on_error
-from pcsr.runtime.errors import CheckError
+from pcsr.runtime.errors import CheckError, OptionError
 from pcsr.runtime.machine import multiplies_int8
 from pcsr.runtime.manifest import Form
 from pcsr.runtime.shipped import find_bundle
@@ -93,7 +93,7 @@ class Variant:
     calibration: Calibration
 
 
-def variants(bundle: Bundle, folder: Path, settings: Request, *, every: bool, tell: Tell) -> list[Variant]:
+def variants(bundle: Bundle, settings: Request, *, every: bool, tell: Tell) -> list[Variant]:
     """Calibrate once for each observer; the chosen layers are those of that observer's own sensitivities."""
     found = []
     asked = [*OBSERVERS, ("auto", 99.99)] if every else [("auto", 99.99)]
@@ -105,11 +105,16 @@ def variants(bundle: Bundle, folder: Path, settings: Request, *, every: bool, te
                 settings, observer=observer, percentile=percentile, cache=Path(scratch) / "cache.json"
             )
             calibration = calibrate(bundle, request)
-        full = msgspec.structs.replace(
-            calibration, layers={graph: tuple(nodes) for graph, nodes in calibration.weights.items()}
-        )
-        found += [Variant(f"{name}, full", full), Variant(f"{name}, mixed", calibration)]
+        found += full_and_mixed(name, calibration)
     return found
+
+
+def full_and_mixed(name: str, calibration: Calibration) -> list[Variant]:
+    """A calibration with all layers, and with those that it chose."""
+    full = msgspec.structs.replace(
+        calibration, layers={graph: tuple(nodes) for graph, nodes in calibration.weights.items()}
+    )
+    return [Variant(f"{name}, full", full), Variant(f"{name}, mixed", calibration)]
 
 
 def open_variant(bundle: Bundle, variant: Variant, form: Form, threads: int) -> Upscaler:
@@ -223,7 +228,8 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
 
 @click.command()
 @click.argument("bundle")
-@click.option("--calibrate", "folder", required=True, type=click.Path(path_type=Path), help="Pictures.")
+@click.option("--calibrate", "folder", type=click.Path(path_type=Path), help="Pictures to calibrate on.")
+@click.option("--cache", type=click.Path(path_type=Path), help="A calibration that is there, instead.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of test sets.")
 @click.option("--set", "names", multiple=True, help="Only the sets of this name; several times.")
 @click.option("-s", "--scale", "scales", default="4", show_default=True, help="To calibrate and to test at.")
@@ -237,7 +243,8 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
 def main(
     *,
     bundle: str,
-    folder: Path,
+    folder: Path | None,
+    cache: Path | None,
     data: Path,
     names: tuple[str, ...],
     scales: str,
@@ -255,15 +262,21 @@ def main(
 
     source = read_bundle(find_bundle(bundle))
     tested = parse_scales(scales)
-    settings = Request(
-        data=folder,
-        cache=Path(),
-        scales=tested,
-        pictures=pictures,
-        allow_drop=allow_drop,
-        threads=threads,
-    )
-    compared = variants(source, folder, settings, every=every_observer, tell=tell)
+    if (folder is None) == (cache is None):
+        raise OptionError("give either --calibrate, with pictures, or --cache, with what they gave")
+    if cache is not None:
+        compared = full_and_mixed("auto", read_calibration(cache))
+    else:
+        assert folder is not None
+        settings = Request(
+            data=folder,
+            cache=Path(),
+            scales=tested,
+            pictures=pictures,
+            allow_drop=allow_drop,
+            threads=threads,
+        )
+        compared = variants(source, settings, every=every_observer, tell=tell)
     on_processor: Form = "int8-vnni" if multiplies_int8() else "int8-cpu"
     forms: tuple[Form, ...] = ("int8-trt8", on_processor)
     ups = {
