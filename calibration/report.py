@@ -119,12 +119,13 @@ def _plot(file: Path, rows: Sequence[Sensitivity], calibration: Calibration) -> 
             )  # fmt: skip
         for row in rows[:NAMED]:
             axes.annotate(
-                row.output,
+                row.output if row.graph == "backbone" else f"{row.graph} {row.output}",
                 (100 * row.share, max(row.effect.noise, 1e-12)),
                 textcoords="offset points", xytext=(5, 3), fontsize=7,
             )  # fmt: skip
         axes.set(
             yscale="log",
+            xmargin=0.15,
             xlabel="share of all multiply-accumulates, %",
             ylabel="mean squared difference from fp32",
             title="Each layer alone in INT8",
