@@ -31,7 +31,7 @@ from pcsr.calibration.resume import Progress, progress_file
 from pcsr.export.graphs import build_graphs
 from pcsr.export.int8.cache import Calibration, Effect, Observed, PictureEntry, Range, Sensitivity, Settings
 from pcsr.export.int8.layers import Layer, Sum, graph_hash, initializers, layers_of, sums_of
-from pcsr.export.int8.placement import LIMIT, Scales, quantised_weight, tensor_scale, weight_scales
+from pcsr.export.int8.placement import LIMIT, Scales, tensor_scale, weight_scales
 from pcsr.export.writer import HALF_MAX
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import CalibrationError, CheckError, OptionError
@@ -164,7 +164,7 @@ def calibrate(bundle: Bundle, request: Request, *, show: Show = lambda what, sha
     histograms = _observe(network, chosen, request, progress, show)
     judge = Judge(network, chosen.held_out, scales=request.scales, k=request.k, threads=request.threads)
     observers, corrected = _observers(network, histograms, request, judge, show)
-    plain = {graph: dataclasses.replace(scales, corrections={}) for graph, scales in corrected.items()}
+    plain = {graph: dataclasses.replace(scales, means={}) for graph, scales in corrected.items()}
     effects = {
         "all layers": judge.effect(network.layers, plain),
         "all layers, corrected": judge.effect(network.layers, corrected),
@@ -216,6 +216,7 @@ def calibrate(bundle: Bundle, request: Request, *, show: Show = lambda what, sha
                     low=histogram.span[0],
                     high=histogram.span[1],
                     largest=scales[graph].activations[tensor],
+                    means=tuple(map(float, corrected[graph].means[tensor])),
                     scale=tensor_scale(histogram.span[0], scales[graph].activations[tensor]),
                 )
                 for tensor, histogram in tensors.items()
@@ -223,7 +224,7 @@ def calibrate(bundle: Bundle, request: Request, *, show: Show = lambda what, sha
             for graph, tensors in ((graph, histograms[graph]) for graph in graphs)
         },
         weights={graph: _vectors(scales[graph].weights) for graph in graphs},
-        corrections={graph: _vectors(scales[graph].corrections) for graph in graphs} if helps else {},
+        corrected=helps,
         layers={graph: tuple(layer.node for layer in in_int8 if layer.graph == graph) for graph in graphs},
         sensitivities=tuple(rows),
         effects=effects,
@@ -286,7 +287,7 @@ def _observe(
 def _observers(
     network: Network, histograms: Histograms, request: Request, judge: Judge, show: Show
 ) -> tuple[dict[str, Observer], dict[str, Scales]]:
-    """For each graph the observer asked for, or the best; and its scales, with corrections."""
+    """For each graph the observer asked for, or the best; and its scales, with means."""
     if request.observer != AUTO:
         observer = observer_named(request.observer, request.percentile)
         only = dict.fromkeys(_graphs(network), observer)
@@ -307,7 +308,7 @@ def _observers(
 
 
 def _scales(network: Network, histograms: Histograms, graph: str, observer: Observer) -> Scales:
-    """Of one graph, corrections of biases included.
+    """Of one graph, with the means that biases are corrected by.
 
     Raises:
         CheckError: a tensor's range is beyond what a float16 scale holds.
@@ -322,40 +323,20 @@ def _scales(network: Network, histograms: Histograms, graph: str, observer: Obse
                 "so this network cannot be quantised"
             )
     weights = {layer.node: weight_scales(values[layer.weight], layer.axis) for layer in its}
-    corrections = {layer.node: _correction(layer, values, weights, histograms[graph]) for layer in its}
     lows = {tensor: histogram.span[0] for tensor, histogram in histograms[graph].items()}
-    return Scales(activations, lows, weights, corrections)
+    # A class that no pixel was routed to has no means.
+    channels = {layer.input: _channels_read(layer, values) for layer in its}
+    means = {
+        tensor: histogram.means if histogram.values else np.zeros(channels[tensor])
+        for tensor, histogram in histograms[graph].items()
+    }
+    return Scales(activations, lows, weights, means)
 
 
-def _correction(
-    layer: Layer,
-    values: Mapping[str, np.ndarray],
-    scales: Mapping[str, np.ndarray],
-    histograms: Mapping[str, Histogram],
-) -> np.ndarray:
-    """What rounding the weights takes from the mean of each of a layer's output channels.
-
-    Bias correction (Nagel et al., Data-free quantization, 2019, section 4.2) with the means that were observed.
-    """
-    weight = values[layer.weight].astype(np.float64)
-    steps = scales[layer.node]
-    rounded = quantised_weight(weight, steps, layer.axis).astype(np.float64)
-    # To (out, in, taps).
-    lost = (
-        weight.T - rounded.T * steps[:, None] if layer.axis else weight - rounded * _outer(steps, weight.ndim)
-    )
-    by_input = lost.reshape(*lost.shape[:2], -1).sum(axis=2)
-    seen = histograms[layer.input]
-    # A class that no pixel was routed to has no means, and nothing to correct.
-    means = seen.means if seen.values else np.zeros(by_input.shape[1] * layer.groups)
-    means = means.reshape(layer.groups, -1)
-    grouped = by_input.reshape(layer.groups, -1, by_input.shape[1])
-    correction: np.ndarray = np.einsum("goi,gi->go", grouped, means).reshape(-1)
-    return correction.astype(np.float32)
-
-
-def _outer(steps: np.ndarray, rank: int) -> np.ndarray:
-    return steps.reshape(-1, *[1] * (rank - 1)).astype(np.float64)
+def _channels_read(layer: Layer, values: Mapping[str, np.ndarray]) -> int:
+    """Channels that a layer reads."""
+    weight = values[layer.weight]
+    return int(weight.shape[0] if layer.operator == "Gemm" else weight.shape[1] * layer.groups)
 
 
 def _measure(

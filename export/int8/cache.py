@@ -87,6 +87,8 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     scale: float
     """Value of one step: a 255th of `largest` where `low` is not negative, else a 127th; exact in float16, at least
     2^-14."""
+    means: Vector
+    """Mean of each channel."""
 
 
 class Effect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,13 +142,13 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """By graph and tensor."""
     weights: dict[Name, dict[Name, Vector]]
     """Scale of each output channel, by graph and node."""
-    corrections: dict[Name, dict[Name, Vector]]
-    """What is added to biases, by graph and node; empty where that did not help."""
+    corrected: bool
+    """Whether biases are corrected by the means: whether that helped."""
     layers: dict[Name, tuple[Name, ...]]
     """The chosen ones: nodes by graph."""
     sensitivities: tuple[Sensitivity, ...]
     effects: dict[str, Effect]
-    """Of all layers and of the chosen ones, with and without corrections."""
+    """Of all layers and of the chosen ones, with and without correction."""
     shares: dict[str, float]
     """Share of the multiply-accumulates that the chosen layers are, by scale."""
     versions: dict[str, str]
@@ -158,7 +160,9 @@ def graph_scales(calibration: Calibration, graph: str) -> Scales:
         {tensor: found.largest for tensor, found in calibration.activations[graph].items()},
         {tensor: found.low for tensor, found in calibration.activations[graph].items()},
         {node: np.array(v, dtype=np.float32) for node, v in calibration.weights[graph].items()},
-        {node: np.array(v, dtype=np.float32) for node, v in calibration.corrections.get(graph, {}).items()},
+        {tensor: np.array(found.means) for tensor, found in calibration.activations[graph].items()}
+        if calibration.corrected
+        else {},
     )
 
 
@@ -229,16 +233,14 @@ def _contradiction(calibration: Calibration) -> str | None:
                 return f"{where} has no finite range"
             if not (0 <= found.largest < math.inf):
                 return f"{where} saturates at {found.largest}"
+            if not all(map(math.isfinite, found.means)):
+                return f"{where} has means that are not finite"
             if not found.scale > 0 or found.scale != tensor_scale(found.low, found.largest):
                 return f"{where} has the scale {found.scale}, which is not that of its largest magnitude"
     for graph, nodes in calibration.weights.items():
         for node, scales in nodes.items():
             if not all(SMALLEST_SCALE <= scale < math.inf for scale in scales):
                 return f"weight scales of node {_shown(node)} of graph {_shown(graph)} are not all positive"
-    for graph, corrected in calibration.corrections.items():
-        for node, values in corrected.items():
-            if not all(map(math.isfinite, values)):
-                return f"corrections of node {_shown(node)} of graph {_shown(graph)} are not all finite"
     parts = (calibration.activations, calibration.weights, calibration.layers, calibration.settings.observers)
     if any(set(part) != set(calibration.graphs) for part in parts):
         return "graphs, activations, weights, layers and observers are not of the same graphs"
@@ -289,13 +291,14 @@ def check_fits(
             raise CalibrationError(
                 f"{cache} lacks scales of graph {graph}, or has some too many; calibrate with pcsr-calibrate"
             )
-        for node, corrected in calibration.corrections.get(graph, {}).items():
-            if sizes.get(node) != len(corrected):
-                raise CalibrationError(
-                    f"{cache} corrects node {_shown(node)} of graph {graph} with another number of values than "
-                    "it has channels; calibrate with pcsr-calibrate"
-                )
         for layer in its:
+            weight = values[layer.weight]
+            channels = weight.shape[0] if layer.operator == "Gemm" else weight.shape[1] * layer.groups
+            if len(calibration.activations[graph][layer.input].means) != channels:
+                raise CalibrationError(
+                    f"{cache} has another number of means for tensor {layer.input} of graph {graph} than that has "
+                    "channels; calibrate with pcsr-calibrate"
+                )
             least = weight_scales(values[layer.weight], layer.axis)
             if not np.array_equal(least, np.array(found[layer.node], dtype=np.float32)):
                 raise CalibrationError(

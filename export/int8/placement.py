@@ -32,7 +32,9 @@ __all__ = [
     "OFFSET",
     "SMALLEST_SCALE",
     "Scales",
+    "lost_means",
     "quantised_weight",
+    "rescaled",
     "tensor_scale",
     "tensorrt_form",
     "usable_scale",
@@ -59,13 +61,14 @@ class Scales:
         activations: largest magnitude of each tensor that is represented.
         lows: smallest value of each tensor.
         weights: scale per output channel of each layer, by node.
-        corrections: what is added to each layer's bias, by node.
+        means: (C,) mean of each channel of what layers read, by tensor: what rounding the weights takes from the mean
+            of each output channel is put back by the bias then. Empty: it is not.
     """
 
     activations: Mapping[str, float]
     lows: Mapping[str, float]
     weights: Mapping[str, Float]
-    corrections: Mapping[str, Float] = field(default_factory=dict)
+    means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def step(self, tensor: str) -> tuple[float, int]:
         """Of a tensor: the value of one step, and how many of them the integers are moved down: 128 or none."""
@@ -96,6 +99,30 @@ def quantised_weight(weight: NDArray[np.floating], scales: Float, axis: int) -> 
     shape[axis] = -1
     steps: NDArray[np.int8] = np.clip(np.rint(weight / scales.reshape(shape)), -LIMIT, LIMIT).astype(np.int8)
     return steps
+
+
+def rescaled(integers: NDArray[Any], steps: Float, axis: int) -> NDArray[np.float64]:
+    """The values that the integers of a weight stand for."""
+    shape = [1] * integers.ndim
+    shape[axis] = -1
+    values: NDArray[np.float64] = integers.astype(np.float64) * steps.astype(np.float64).reshape(shape)
+    return values
+
+
+def lost_means(lost: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What rounding a weight takes from the mean of each output channel.
+
+    Bias correction (Nagel et al., Data-free quantization, 2019, section 4.2) with means that were observed.
+
+    Args:
+        lost: (out, in / groups, …), the weight less what its integers stand for.
+        means: (in,) of the channels read.
+    """
+    by_input = lost.reshape(*lost.shape[:2], -1).sum(axis=2)
+    groups = len(means) // by_input.shape[1]
+    grouped = by_input.reshape(groups, -1, by_input.shape[1])
+    found: NDArray[np.float64] = np.einsum("goi,gi->go", grouped, means.reshape(groups, -1)).reshape(-1)
+    return found
 
 
 def tensorrt_form(
@@ -186,11 +213,13 @@ class _Placement:
             else:
                 offset = self._offset(name)
                 node.input[i] = self._pair(name, self._own_padding(node) if offset else ())
-        values = self.exact[layer.weight]
-        integers = quantised_weight(values, self.scales.weights[layer.node], layer.axis).astype(np.float64)
+        values, steps = self.exact[layer.weight], self.scales.weights[layer.node]
+        rounded = rescaled(quantised_weight(values, steps, layer.axis), steps, layer.axis)
         others = tuple(i for i in range(values.ndim) if i != layer.axis)
-        constant = offset * integers.sum(axis=others) * self.scales.weights[layer.node] + owed
-        constant += self.scales.corrections.get(layer.node, np.zeros(1))
+        constant = offset * rounded.sum(axis=others) + owed
+        if self.scales.means:
+            lost = values - rounded
+            constant = constant + lost_means(lost.T if layer.axis else lost, self.scales.means[layer.input])
         if constant.any():
             self._add_to_bias(node, layer, constant)
 

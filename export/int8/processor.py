@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pcsr.export.int8.layers import Layer, Sum, initializers, sums_of
-from pcsr.export.int8.placement import LIMIT, OFFSET, Float, Scales, labelled, quantised_weight, usable_scale
+from pcsr.export.int8.placement import (
+    LIMIT,
+    OFFSET,
+    Float,
+    Scales,
+    labelled,
+    lost_means,
+    quantised_weight,
+    rescaled,
+    usable_scale,
+)
 from pcsr.runtime.manifest import Form
 
 __all__ = ["WEIGHT_LIMITS", "Ranges", "pays", "processor_form"]
@@ -178,7 +188,8 @@ class _Processor:
         common = max(scale for scale, _ in steps)
         width = [weight.shape[1] // len(unit.layers)] * len(unit.layers)
         factors = np.repeat([scale / common for scale, _ in steps], width)
-        weight *= factors.reshape(1, -1, *[1] * (weight.ndim - 2))
+        exact, spread = weight, factors.reshape(1, -1, *[1] * (weight.ndim - 2))
+        weight = exact * spread
         scales = usable_scale(np.abs(weight).reshape(len(weight), -1).max(axis=1) / self.limit)
         integers = np.clip(quantised_weight(weight, scales, 0), -self.limit, self.limit)
         single = len(unit.layers) == 1
@@ -186,7 +197,10 @@ class _Processor:
         bias = np.zeros(len(weight))
         for layer in unit.layers:
             bias += 0.0 if layer.bias is None else self.values[layer.bias].reshape(-1).astype(np.float64)
-            bias += self.scales.corrections.get(layer.node, np.zeros(1))
+        if self.scales.means:
+            # By this form's own rounding, of weights that have other scales here.
+            means = np.concatenate([self.scales.means[layer.input] for layer in unit.layers])
+            bias += lost_means(exact - rescaled(integers, scales, 0) / spread, means)
         product = scales.astype(np.float64) * common
         offsets = np.rint(bias / product)
         if not single:

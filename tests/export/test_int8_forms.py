@@ -75,7 +75,7 @@ def feed_of(graph: str, models: Mapping[str, onnx.ModelProto]) -> dict[str, NDAr
 def scales_of(
     graph: str, models: Mapping[str, onnx.ModelProto], weights: Mapping[str, NDArray[np.float32]]
 ) -> tuple[Scales, list[str]]:
-    """Ranges of this very feed, and corrections that must reach the output."""
+    """Ranges of this very feed, and means, of which corrections must reach the output."""
     layers = [layer for layer in layers_of(models, weights) if layer.graph == graph]
     model = onnx.ModelProto()
     model.CopyFrom(models[graph])
@@ -92,7 +92,11 @@ def scales_of(
         {name: float(seen[name].min()) for name in observed_tensors(models[graph], layers)},
         {layer.node: weight_scales(values[layer.weight], layer.axis) for layer in layers},
         {
-            layer.node: rng.normal(size=values[layer.weight].shape[layer.axis]).astype(np.float32) * 0.01
+            layer.input: rng.normal(
+                size=values[layer.weight].shape[0]
+                if layer.operator == "Gemm"
+                else values[layer.weight].shape[1] * layer.groups
+            )
             for layer in layers
         },
     )
@@ -135,7 +139,14 @@ def with_rounded_weights(model: onnx.ModelProto, layers: list, scales: Scales) -
         name = f"{layer.node}/rounded"
         expected.graph.initializer.append(numpy_helper.from_array(rounded.astype(np.float32), name))
         node.input[list(node.input).index(layer.weight)] = name
-        correction = scales.corrections[layer.node]
+        correction = np.zeros(weight.shape[layer.axis], dtype=np.float64)
+        lost = (weight - rounded).T if layer.operator == "Gemm" else weight - rounded
+        means = scales.means[layer.input]
+        for channel in range(len(lost)):
+            # The input channels of this output channel's group.
+            width = lost.shape[1]
+            first = channel * layer.groups // len(lost) * width
+            correction[channel] = sum(lost[channel, i].sum() * means[first + i] for i in range(width))
         old = np.zeros_like(correction) if layer.bias is None else values[layer.bias]
         bias = numpy_helper.from_array(
             (old + correction.reshape(old.shape)).astype(np.float32), f"{name}/bias"
