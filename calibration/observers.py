@@ -91,12 +91,13 @@ class Histogram:
         self.values += len(values)
 
     def _reach(self, magnitude: float) -> None:
-        if not magnitude > self.top:
+        # Below the top, never at it: a value lies in the same bin whenever it comes.
+        if magnitude < self.top or not magnitude:
             return
         if not self.top:
             # Nothing but zeros so far, which lie in the first bin whatever its width.
-            self.top = max(2.0 ** math.ceil(math.log2(magnitude)), SMALLEST_TOP)
-        while self.top < magnitude:
+            self.top = max(2.0 ** (math.floor(math.log2(magnitude)) + 1), SMALLEST_TOP)
+        while self.top <= magnitude:
             self.counts[: BINS // 2] = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts[BINS // 2 :] = 0
             self.top *= 2
