@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcsr.calibration.observers import (
@@ -29,6 +29,7 @@ def histogram(*parts: np.ndarray) -> Histogram:
     return found
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=60), st.randoms())
 def test_the_order_of_values_and_their_parts_do_not_matter(values: list[float], chance: object) -> None:
     whole = histogram(np.array(values))
