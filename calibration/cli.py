@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -78,7 +79,7 @@ def main(
     Then each layer is measured alone in INT8 on the pictures held out, and as many are chosen as --allow-drop permits.
     A run that was killed goes on when it is started again in the same way.
 
-    Status: 0 done, 2 nothing was tried, 3 a tensor became infinite, 130 interrupted.
+    Status: 0 done, 1 a file cannot be written, 2 nothing was tried, 3 a tensor became infinite, 130 interrupted.
     """
     start_logging(verbose=verbose)
     if not output or not data:
@@ -94,12 +95,7 @@ def main(
     if sensitivity is not None:
         report.check_plotting()
         files += report.sensitivity_files(Path(sensitivity))
-    for file in files:
-        problem = unwritable(file)
-        if problem is None and file.exists() and not force:
-            problem = f"{file} exists; give --force to replace it, or write elsewhere"
-        if problem is not None:
-            raise OptionError(problem)
+    _check_free(files, force)
     request = run.Request(
         data=Path(data),
         cache=place,
@@ -118,12 +114,20 @@ def main(
             calibration = run.calibrate(
                 opened, request, show=lambda what, share: tell(run.overall(what, share))
             )
+        # Another calibration may have written it meanwhile.
+        _check_free(files, force)
+        write_calibration(place, calibration)
+        if sensitivity is not None:
+            report.write_sensitivity(Path(sensitivity), calibration)
     except KeyboardInterrupt:
         logger.info("what was done is kept beside %s: the same command goes on from here", place)
         raise
-    write_calibration(place, calibration)
-    if sensitivity is not None:
-        report.write_sensitivity(Path(sensitivity), calibration)
+    except OSError as error:
+        # A write says neither which file it was of nor what to do.
+        reason = (
+            f"{error.strerror or error}; make room there, what was done is kept and the same command goes on"
+        )
+        raise OSError(error.errno, reason, str(place)) from error
     run.forget_progress(place)
     if as_json:
         click.echo(
@@ -145,6 +149,16 @@ def main(
         f"{place}: written in {time.monotonic() - started:.0f} s; use it with: "
         f"pcsr-export {bundle} -o NEW-BUNDLE --precision fp32,int8 --calibration {place}"
     )
+
+
+def _check_free(files: Sequence[Path], force: bool) -> None:
+    """Refuse to write where something is already, or where nothing can be."""
+    for file in files:
+        problem = unwritable(file)
+        if problem is None and file.exists() and not force:
+            problem = f"{file} exists; give --force to replace it, or write elsewhere"
+        if problem is not None:
+            raise OptionError(problem)
 
 
 def _scales(text: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError, PictureError
-from pcsr.validation.sets import SUFFIXES, make_pair, read_truth
+from pcsr.runtime.picture_formats import pictures_below
+from pcsr.validation.sets import make_pair, read_truth
 
 __all__ = ["HELD_OUT", "Chosen", "Picture", "choose_pictures"]
 
@@ -47,9 +49,7 @@ class Picture:
 
         Ranges are made by hard edges, and losses too: flat pieces would let int8 look better than it is.
         """
-        pixels = read_truth(self.path)
-        top, left = _hardest(pixels)
-        return np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
+        return _piece(self.path, self.sha256)
 
     def hardened(self, scale: float) -> NDArray[np.float32]:
         """LR like that of `pair`, of the piece with its contrast raised until most of it is black or white.
@@ -100,7 +100,7 @@ def choose_pictures(
     Raises:
         OptionError: no picture in the folder can be used.
     """
-    files = _files(folder)
+    files = pictures_below(folder, what_for="calibrate on")
     by_hash: dict[str, Path] = {}
     skipped: list[tuple[str, str]] = []
 
@@ -145,6 +145,16 @@ def choose_pictures(
     return Chosen(tuple(p for p in drawn if p not in held), tuple(held), tuple(skipped))
 
 
+@lru_cache(maxsize=64)
+def _piece(path: Path, sha256: str) -> NDArray[Any]:
+    """See `Picture.truth`; kept, as each is asked for at every scale. The hash tells a file that was replaced."""
+    pixels = read_truth(path)
+    top, left = _hardest(pixels)
+    piece = np.array(pixels[top : top + SIDE, left : left + SIDE])
+    piece.flags.writeable = False
+    return piece
+
+
 def _hardest(pixels: NDArray[Any]) -> tuple[int, int]:
     """Corner of the piece whose squared differences of neighbours add up to most; corners lie 32 pixels apart."""
     grey = pixels[..., :3].astype(np.float32).mean(axis=2)
@@ -164,25 +174,3 @@ def _hardest(pixels: NDArray[Any]) -> tuple[int, int]:
     )
     row, column = np.unravel_index(int(inside.argmax()), inside.shape)
     return int(tops[row]), int(lefts[column])
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            and path.is_file()
-        )
-        if not files and not folder.is_dir():
-            raise NotADirectoryError(0, "no such folder")
-    except OSError as error:
-        raise OptionError(
-            f"cannot look into {folder}: {error.strerror or error}; name a folder of pictures"
-        ) from error
-    if not files:
-        raise OptionError(
-            f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}); name another folder with --data"
-        )
-    return files

@@ -30,7 +30,7 @@ from pcsr.calibration.pictures import Chosen, choose_pictures
 from pcsr.calibration.resume import Progress, progress_file
 from pcsr.export.graphs import build_graphs
 from pcsr.export.int8.cache import Calibration, Effect, Observed, PictureEntry, Range, Sensitivity, Settings
-from pcsr.export.int8.layers import Layer, Sum, graph_hash, initializers, layers_of, sums_of
+from pcsr.export.int8.layers import Layer, Sum, channels_read, graph_hash, initializers, layers_of, sums_of
 from pcsr.export.int8.placement import LIMIT, Scales, tensor_scale, weight_scales
 from pcsr.export.writer import HALF_MAX
 from pcsr.runtime.bundle import Bundle
@@ -325,18 +325,12 @@ def _scales(network: Network, histograms: Histograms, graph: str, observer: Obse
     weights = {layer.node: weight_scales(values[layer.weight], layer.axis) for layer in its}
     lows = {tensor: histogram.span[0] for tensor, histogram in histograms[graph].items()}
     # A class that no pixel was routed to has no means.
-    channels = {layer.input: _channels_read(layer, values) for layer in its}
+    channels = {layer.input: channels_read(layer, values[layer.weight]) for layer in its}
     means = {
         tensor: histogram.means if histogram.values else np.zeros(channels[tensor])
         for tensor, histogram in histograms[graph].items()
     }
     return Scales(activations, lows, weights, means)
-
-
-def _channels_read(layer: Layer, values: Mapping[str, np.ndarray]) -> int:
-    """Channels that a layer reads."""
-    weight = values[layer.weight]
-    return int(weight.shape[0] if layer.operator == "Gemm" else weight.shape[1] * layer.groups)
 
 
 def _measure(

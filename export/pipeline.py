@@ -22,7 +22,7 @@ from pcsr.export.bundle import (
 )
 from pcsr.export.check import TOLERANCES, cases, check_half, check_int8, check_precision, graph_outputs
 from pcsr.export.graphs import build_graphs
-from pcsr.export.int8.cache import check_fits, parse_calibration, read_calibration
+from pcsr.export.int8.cache import check_fits, parse_calibration, read_content
 from pcsr.export.int8.forms import int8_forms
 from pcsr.export.int8.layers import layers_of
 from pcsr.export.sources import Source, from_bundle, from_checkpoint, open_graphs
@@ -93,8 +93,8 @@ def export_bundle(
         raise OptionError("a calibration is for int8, which is not asked for; add it to --precision")
     cache = None
     if calibration is not None:
-        read_calibration(calibration)
-        cache = calibration.read_bytes()
+        cache = read_content(calibration)
+        parse_calibration(cache, calibration)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendError(
             "ONNX Runtime, in which every graph is checked, is missing; run: pip install 'pcsr[export,cpu]'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 
 from pcsr.runtime.errors import OptionError, PictureError
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "check_writable", "output_format"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "check_writable", "output_format", "pictures_below"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +119,34 @@ def check_writable(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: 
 
 def _either(forms: list[Format]) -> str:
     return " or ".join(form.label for form in forms) or "8- or 16-bit or float32 samples"
+
+
+def pictures_below(folder: Path, *, what_for: str) -> list[Path]:
+    """Files below a folder that are pictures by their names, in alphabetical order; hidden ones are left out.
+
+    Args:
+        folder: to look in, its subfolders too.
+        what_for: to do with them, for the error, like "train on".
+
+    Raises:
+        OptionError: there are none, or the folder cannot be looked into.
+    """
+    try:
+        files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and path.is_file()
+        )
+        if not files and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "no such folder")
+    except OSError as error:
+        raise OptionError(
+            f"cannot look into {folder}: {error.strerror or error}; name a folder of pictures"
+        ) from error
+    if not files:
+        raise OptionError(
+            f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}) to {what_for}; name another folder"
+        )
+    return files

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pcsr.calibration.run import network_of
-from pcsr.export.int8.layers import Layer, initializers, layers_of
+from pcsr.export.int8.layers import Layer, channels_read, initializers, layers_of
 from pcsr.export.int8.placement import Scales, weight_scales
 from pcsr.export.int8.processor import WEIGHT_LIMITS, pays, processor_form
 from pcsr.export.pipeline import serialise
@@ -172,7 +172,11 @@ def measure(bundle: Bundle, lr: tuple[int, int], *, threads: int, rounds: int) -
             for which, graph in (("fp32", model), ("int8", integer(model, WEIGHT_LIMITS[form])))
         }
         found = in_turn(runs, rounds)
-        seen[name] = Timed(name, counted[name], found["fp32"] / ROW, found["int8"] / ROW, pays(layer, weight))
+        square = size == channels_read(layer, weight) == weight.shape[layer.axis]
+        label = name if square else f"{name}, timed as {size}→{size}"
+        seen[name] = Timed(
+            label, counted[name], found["fp32"] / ROW, found["int8"] / ROW, pays(layer, weight)
+        )
     wholes = []
     for graph, feed, used in (
         ("backbone", {"lr": rng.random((1, 3, *lr), dtype=np.float32)}, threads),

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError, PictureError, TrainingError
+from pcsr.runtime.picture_formats import pictures_below
 
 __all__ = ["Pool", "cache_folder", "load_pool"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 # Nobody trains on a larger one whole, and a folder may hold anything.
 MAX_PIXELS = 100_000_000
 
@@ -65,7 +65,7 @@ def load_pool(folder: Path, *, side: int, memory: int, cache: Path | None = None
         OptionError: the folder has no picture that can be used.
         TrainingError: the mapped file cannot be written.
     """
-    files = _files(folder)
+    files = pictures_below(folder, what_for="train on")
     pictures: list[NDArray[np.uint8]] = []
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
@@ -104,24 +104,6 @@ def load_pool(folder: Path, *, side: int, memory: int, cache: Path | None = None
         if spill is not None:
             spill.close()
     return Pool(tuple(pictures), tuple(names), digest.hexdigest(), tuple(skipped))
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            and path.is_file()
-        )
-    except OSError as error:
-        raise OptionError(f"cannot look into {folder}: {error.strerror or error}") from error
-    if not files:
-        raise OptionError(
-            f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}) to train on; name another folder"
-        )
-    return files
 
 
 def _decode(file: Path, side: int) -> NDArray[np.uint8]:

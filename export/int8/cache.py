@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from msgspec import Meta
 
-from pcsr.export.int8.layers import Layer, graph_hash, initializers, observed_tensors
+from pcsr.export.int8.layers import Layer, channels_read, graph_hash, initializers, observed_tensors
 from pcsr.export.int8.placement import SMALLEST_SCALE, Scales, tensor_scale, weight_scales
 from pcsr.runtime.atomic import write_whole
 from pcsr.runtime.errors import CalibrationError
@@ -33,6 +33,7 @@ __all__ = [
     "graph_scales",
     "parse_calibration",
     "read_calibration",
+    "read_content",
     "write_calibration",
 ]
 
@@ -185,15 +186,23 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         CalibrationError: there is none, or it is damaged, contradictory or of a version unknown here.
     """
+    return parse_calibration(read_content(path), path)
+
+
+def read_content(path: Path) -> bytes:
+    """What a cache's file holds, for `parse_calibration` and for the bundle.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            content = file.read(FILE_LIMIT + 1)
+            return file.read(FILE_LIMIT + 1)
     except OSError as error:
         raise CalibrationError(
             f"cannot read {path}: {error.strerror or error}; "
             f"make one with: pcsr-calibrate BUNDLE --data FOLDER -o {path}"
         ) from error
-    return parse_calibration(content, path)
 
 
 def parse_calibration(content: bytes, path: Path) -> Calibration:
@@ -293,13 +302,12 @@ def check_fits(
             )
         for layer in its:
             weight = values[layer.weight]
-            channels = weight.shape[0] if layer.operator == "Gemm" else weight.shape[1] * layer.groups
-            if len(calibration.activations[graph][layer.input].means) != channels:
+            if len(calibration.activations[graph][layer.input].means) != channels_read(layer, weight):
                 raise CalibrationError(
                     f"{cache} has another number of means for tensor {layer.input} of graph {graph} than that has "
                     "channels; calibrate with pcsr-calibrate"
                 )
-            least = weight_scales(values[layer.weight], layer.axis)
+            least = weight_scales(weight, layer.axis)
             if not np.array_equal(least, np.array(found[layer.node], dtype=np.float32)):
                 raise CalibrationError(
                     f"{cache} has other weight scales for node {layer.node} of graph {graph} than its weights "

@@ -13,7 +13,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["Layer", "Sum", "graph_hash", "initializers", "layers_of", "observed_tensors", "sums_of"]
+__all__ = [
+    "Layer",
+    "Sum",
+    "channels_read",
+    "graph_hash",
+    "initializers",
+    "layers_of",
+    "observed_tensors",
+    "sums_of",
+]
 
 # Operators with weights, and the place of the weight among their inputs is found by looking.
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -123,6 +132,11 @@ class Sum:
     def macs(self) -> int:
         """Of all its layers."""
         return sum(layer.macs for layer in self.layers)
+
+
+def channels_read(layer: Layer, weight: NDArray[Any]) -> int:
+    """Channels of the tensor that a layer reads, by its weight."""
+    return int(weight.shape[0] if layer.operator == "Gemm" else weight.shape[1] * layer.groups)
 
 
 def sums_of(model: onnx.ModelProto, layers: Sequence[Layer]) -> tuple[Sum, ...]:

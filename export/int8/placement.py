@@ -83,7 +83,9 @@ def tensor_scale(low: float, largest: float) -> float:
 
 def usable_scale(scale: NDArray[np.floating]) -> Float:
     """Positive and exact in float16, so that all forms have the same scales."""
-    rounded: Float = np.maximum(scale, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    # What is beyond float16 becomes infinite, and is refused by whoever asked.
+    with np.errstate(over="ignore"):
+        rounded: Float = np.maximum(scale, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
     return rounded
 
 

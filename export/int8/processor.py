@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from pcsr.export.int8.layers import Layer, Sum, initializers, sums_of
+from pcsr.export.int8.layers import Layer, Sum, channels_read, initializers, sums_of
 from pcsr.export.int8.placement import (
     LIMIT,
     OFFSET,
@@ -38,7 +38,7 @@ from pcsr.export.int8.placement import (
 )
 from pcsr.runtime.manifest import Form
 
-__all__ = ["WEIGHT_LIMITS", "Ranges", "pays", "processor_form"]
+__all__ = ["WEIGHT_LIMITS", "pays", "processor_form"]
 
 # Products of uint8 and int8 are added in pairs in 16 bits where the processor has no VNNI, which saturates with weights
 # beyond 7 bits.
@@ -48,15 +48,11 @@ WIDTH = 32
 # Groups up to which a convolution is worth running as a whole one, most of whose weights are 0.
 GROUPS = 4
 
-Ranges = Mapping[str, tuple[float, float]]
-"""Smallest value seen and magnitude that saturates, by tensor."""
-
 
 def pays(layer: Layer, weight: NDArray[Any]) -> bool:
     """Whether an integer kernel of ONNX Runtime is faster than the floating-point one, on processors with VNNI."""
-    inputs = weight.shape[0] if layer.operator == "Gemm" else weight.shape[1] * layer.groups
-    outputs = weight.shape[layer.axis]
-    return layer.operator in ("Conv", "Gemm") and layer.groups <= GROUPS and min(inputs, outputs) >= WIDTH
+    narrowest = min(channels_read(layer, weight), weight.shape[layer.axis])
+    return layer.operator in ("Conv", "Gemm") and layer.groups <= GROUPS and narrowest >= WIDTH
 
 
 def processor_form(
@@ -111,7 +107,6 @@ class _Processor:
             for name in set(node.input):
                 self.readers.setdefault(name, []).append(node)
         self.outputs = {output.name for output in self.model.graph.output}
-        self.constants = dict.fromkeys(self.values)
         self.new: dict[str, NDArray[Any]] = {}
         self.written: list[onnx.NodeProto] = []
         # Tensors by the name of their rounded form, and of their bytes.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -16,12 +18,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pcsr.calibration import resume
 from pcsr.calibration.cli import main
 from pcsr.calibration.pictures import choose_pictures
 from pcsr.calibration.report import summary, write_sensitivity
 from pcsr.calibration.resume import progress_file
 from pcsr.calibration.run import Request, calibrate, forget_progress, network_of
-from pcsr.export.int8.cache import Calibration, parse_calibration, read_calibration, write_calibration
+from pcsr.export.int8.cache import (
+    Calibration,
+    parse_calibration,
+    read_calibration,
+    write_calibration,
+)
 from pcsr.export.pipeline import export_bundle
 from pcsr.runtime import Upscaler
 from pcsr.runtime.bundle import Bundle, read_bundle
@@ -355,6 +363,34 @@ def test_the_plot_of_the_same_table_is_the_same_file(calibrated: Cached, tmp_pat
     for name in ("a", "b"):
         write_sensitivity(tmp_path / name, calibrated[1])
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_full_disk_is_one_error_and_nothing_half_written(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(resume, "write_whole", full)
+    status, said = invoke(bundle.path, "--data", photos, "-o", tmp_path / "c.json", "-s", "2")
+    assert status == 1
+    assert "No space left on device; make room there" in said
+    assert "c.json" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_appeared_meanwhile_is_not_replaced(
+    bundle: Bundle, calibrated: Cached, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_was_faster(opened: Bundle, request: Request, **options: object) -> Calibration:
+        request.cache.write_text("of another run")
+        return calibrated[1]
+
+    monkeypatch.setattr("pcsr.calibration.run.calibrate", other_was_faster)
+    status, said = invoke(bundle.path, "--data", photos, "-o", tmp_path / "c.json")
+    assert (status, "exists; give --force" in said) == (2, True)
+    assert (tmp_path / "c.json").read_text() == "of another run"
 
 
 @pytest.mark.parametrize(

@@ -18,33 +18,15 @@ from pcsr.export.tensorrt.layer_table import int8_layers
 from pcsr.export.tensorrt.profiles import Sizes, graph_profiles
 from pcsr.runtime import shipped_bundle, shipped_bundles
 from pcsr.runtime.backends.engine_search import engine_form
-from pcsr.runtime.backends.engines import Identity, Profile, Tuning
 from pcsr.runtime.bundle import Bundle, read_bundle
 
-from .test_engine_builder import CONFIGS, graphs_and_profiles
-
-CHIPS = ("8.6", "8.9", "12.0")
-
-
-def identity(graph: str, profiles: tuple[Profile, ...]) -> Identity:
-    return Identity(
-        graph=graph,
-        precision="int8",
-        graph_sha256="0" * 64,
-        flavour="tensorrt-rtx",
-        version="1.7",
-        platform="here",
-        compute_capabilities=CHIPS,
-        gpu="",
-        profiles=profiles,
-        tuning=Tuning(),
-    )
+from .test_engine_builder import CONFIGS, graphs_and_profiles, identity
 
 
 def built(bundle: Bundle, graph: str, model: bytes) -> dict[str, bool]:
     """The table of a graph built for three chips."""
     messages: list[str] = []
-    asked = identity(graph, graph_profiles(bundle.manifest, Sizes())[graph])
+    asked = identity(graph, "int8", graph_profiles(bundle.manifest, Sizes())[graph])
     plan = build_plan(model, asked, lambda share: True, messages=messages)
     assert len(plan) > 100_000
     return int8_layers(messages)
@@ -87,7 +69,7 @@ def test_every_network_of_the_real_size_becomes_int8(config: Path) -> None:
         )
         form = tensorrt_form(model, onnx.load_from_string(half[graph]), layers, scales, half=True)
         messages: list[str] = []
-        asked = identity(graph, profiles[graph])
+        asked = identity(graph, "int8", profiles[graph])
         build_plan(serialise(form), asked, lambda share: True, messages=messages)
         table = int8_layers(messages)
         assert {layer.node for layer in layers} == {
