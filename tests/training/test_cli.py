@@ -59,7 +59,7 @@ def test_a_dry_run_shows_sizes_cost_memory_and_hours_and_writes_nothing(
     ("arguments", "message"),
     [
         (["--set", "data.patches=3"], "did you mean data.patch?"),
-        (["--data", "nowhere"], "no pictures"),
+        (["--data", "nowhere"], "cannot look into nowhere: no such folder"),
         ([], "name a folder of training pictures"),
         (["--data", "PHOTOS", "--resume"], "to resume"),
         (["--data", "PHOTOS", "--hours", "0"], "above 0"),
