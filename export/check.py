@@ -38,9 +38,12 @@ Outputs = Mapping[tuple[str, str], NDArray[Any]]
 # Largest error against PyTorch, as a share of the value range of the tensor. float32: sums in another order
 # over some sixty layers; float16: eleven bits, over as many.
 TOLERANCES = {"fp32": 2e-5, "fp16": 2e-2}
-# Root mean square error of int8 as a share of the range: many times what calibrated networks show (0.03, and 0.07 of
-# class 0, which saturates on pixels that are not routed to it), and a fraction of what a wrong scale makes.
-INT8_TOLERANCE = 0.25
+# Root mean square error of int8 as a share of the tensor's own root mean square. Networks that ship: 0.3 at most; with
+# scales eight times too small 1 and more. Class 0 runs here on pixels, too, that would not be routed to it, and
+# saturates there: 0.6 where all is right, 3.5 and more where it is not.
+INT8_TOLERANCE, INT8_TOLERANCE_OF_CLASS_0 = 0.6, 1.5
+# Less than a level of 8 bits is nothing to compare with.
+INT8_FLOOR = 1 / 255
 
 # Input (h, w) and scale: whole, non-integer and no magnification, odd sides, one a single row.
 CASES = (((24, 40), 4.0), ((33, 17), 2.3), ((1, 9), 1.0))
@@ -178,25 +181,29 @@ def check_precision(
 
 
 def check_int8(form: str, case: Case, expected: Outputs, got: Outputs) -> float:
-    """Compare all outputs of int8 graphs; the largest root mean square error as a share of its tensor's range.
+    """Compare all outputs of int8 graphs; the largest root mean square error as a share of that of its tensor.
 
     What INT8 costs is judged in dB when calibrating; this catches a graph that is wrong.
 
     Raises:
-        CheckError: one is beyond `INT8_TOLERANCE`.
+        CheckError: one is beyond what is allowed.
     """
     worst = 0.0
     for (graph, tensor), values in expected.items():
-        span = max(1.0, float(np.ptp(values)))
-        difference = (got[graph, tensor] - values).astype(np.float64)
-        error = float(np.sqrt(np.mean(difference * difference))) / span
-        if not error <= INT8_TOLERANCE:
+        own = max(_root_mean_square(values), INT8_FLOOR)
+        error = _root_mean_square(got[graph, tensor] - values) / own
+        allowed = INT8_TOLERANCE_OF_CLASS_0 if graph == "upsampler_0" else INT8_TOLERANCE
+        if not error <= allowed:
             raise CheckError(
-                f"{form} graph {graph}, tensor {tensor}, {case}: differs from fp32 by {error:.3g} of its range in "
-                f"the mean square, allowed is {INT8_TOLERANCE:g}; nothing was written"
+                f"{form} graph {graph}, tensor {tensor}, {case}: differs from fp32 by {error:.3g} of its own root "
+                f"mean square, allowed is {allowed:g}; nothing was written"
             )
         worst = max(worst, error)
     return worst
+
+
+def _root_mean_square(values: NDArray[Any]) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 def check_half(

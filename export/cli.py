@@ -133,9 +133,10 @@ def _say(outcome: Mapping[str, Any], output: str) -> None:
         return
     click.echo(f"{output}: wrote {', '.join(outcome['written'])}" + _kept(outcome["kept"]))
     for name, error in outcome["errors"].items():
-        what = "root mean square" if name.startswith("int8") else "largest"
+        by = f"difference from {outcome['compared_with']} {error:.2g} of"
+        int8 = name.startswith("int8")
         click.echo(
-            f"  {name}: {what} difference from {outcome['compared_with']} {error:.2g} of the value range"
+            f"  {name}: root mean square {by} its own" if int8 else f"  {name}: largest {by} the value range"
         )
     if outcome["largest_half"]:
         value, tensor = outcome["largest_half"]

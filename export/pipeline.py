@@ -44,7 +44,7 @@ class Outcome:
         written: precisions that were built and checked, or copied from the bundle that was the source.
         kept: precisions that were there.
         errors: of what was built, by form: the largest difference as a share of the value range; of int8, whose
-            largest says little, the root of the mean square.
+            largest says little, the root mean square as a share of its own.
         compared_with: what they differ from: "PyTorch", or the graphs of the bundle that was the source.
         largest_half: largest magnitude of any float16 tensor on the sample picture, emulated, and its name.
     """

@@ -26,14 +26,16 @@ from pcsr.calibration.resume import progress_file
 from pcsr.calibration.run import Request, calibrate, forget_progress, network_of
 from pcsr.export.int8.cache import (
     Calibration,
+    graph_scales,
     parse_calibration,
     read_calibration,
     write_calibration,
 )
+from pcsr.export.int8.placement import Scales
 from pcsr.export.pipeline import export_bundle
 from pcsr.runtime import Upscaler
 from pcsr.runtime.bundle import Bundle, read_bundle
-from pcsr.runtime.errors import CalibrationError, OptionError
+from pcsr.runtime.errors import CalibrationError, CheckError, OptionError
 from pcsr.runtime.pictures import read_picture, write_picture
 from pcsr.validation.metrics import psnr
 
@@ -148,6 +150,21 @@ def test_int8_runs_and_is_near_fp32(int8_bundle: Bundle, photos: Path) -> None:
         results = [up(picture, scale=2) for up in (exact, rounded)]
     assert results[1].precision == "int8"
     assert 30 < psnr(results[0].image, results[1].image) < 80
+
+
+def test_graphs_with_wrong_scales_are_not_written(
+    bundle: Bundle, calibrated: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_small(calibration: Calibration, graph: str) -> Scales:
+        right = graph_scales(calibration, graph)
+        return dataclasses.replace(
+            right, activations={tensor: largest / 64 for tensor, largest in right.activations.items()}
+        )
+
+    monkeypatch.setattr("pcsr.export.int8.forms.graph_scales", too_small)
+    with pytest.raises(CheckError, match="int8 graph .* differs from fp32 by"):
+        export_bundle(bundle.path, tmp_path / "new", precisions=["int8"], calibration=calibrated[0])
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_calibration_replaces_the_int8_graphs_and_keeps_the_rest(
