@@ -43,8 +43,8 @@ __all__ = ["WEIGHT_LIMITS", "pays", "processor_form"]
 # Products of uint8 and int8 are added in pairs in 16 bits where the processor has no VNNI, which saturates with weights
 # beyond 7 bits.
 WEIGHT_LIMITS: Mapping[Form, int] = {"int8-cpu": 63, "int8-vnni": LIMIT}
-# Channels below which layers stay as they are. Narrower ones would gain too in a row (16 channels: 1.8 times), but those
-# that there are stand between layers that cannot be fused.
+# Channels below which layers stay as they are. Narrower ones would gain too in a row (16 channels: 1.8 times), but
+# those that there are stand between layers that cannot be fused.
 WIDTH = 32
 # Groups up to which a convolution is worth running as a whole one, most of whose weights are 0.
 GROUPS = 4
