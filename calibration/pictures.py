@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError, PictureError
-from pcsr.runtime.picture_formats import pictures_below
+from pcsr.runtime.pictures.formats import pictures_below
 from pcsr.validation.sets import make_pair, read_truth
 
 __all__ = ["HELD_OUT", "Chosen", "Picture", "choose_pictures"]

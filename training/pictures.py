@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError, PictureError, TrainingError
-from pcsr.runtime.picture_formats import pictures_below
+from pcsr.runtime.pictures.formats import pictures_below
 
 __all__ = ["Pool", "cache_folder", "load_pool"]
 

@@ -52,7 +52,7 @@ def libvips(report: Report) -> None:
     report(step="import pyvips")
     import pyvips
 
-    from pcsr.runtime.picture_formats import FORMATS
+    from pcsr.runtime.pictures.formats import FORMATS
 
     report(libvips=".".join(str(pyvips.version(part)) for part in range(3)), api_mode=pyvips.API_mode)
     image = pyvips.Image.black(8, 8, bands=3).copy(interpretation="srgb")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.atomic import whole_file
 from pcsr.runtime.errors import PictureError
-from pcsr.runtime.picture_formats import FORMATS, Format, check_writable, output_format
+from pcsr.runtime.pictures.formats import FORMATS, Format, check_writable, output_format
 
 __all__ = [
     "MAX_PIXELS",
