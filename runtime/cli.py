@@ -27,8 +27,8 @@ from pcsr.runtime.console import (
 from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import output_size
 from pcsr.runtime.options import Options, Result
-from pcsr.runtime.pictures.formats import SUFFIXES
 from pcsr.runtime.pictures import check_writable, output_format, read_picture, write_picture
+from pcsr.runtime.pictures.formats import SUFFIXES
 from pcsr.runtime.shipped import DEFAULT, find_bundle, shipped_bundle, shipped_bundles
 
 if TYPE_CHECKING:
