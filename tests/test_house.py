@@ -45,6 +45,7 @@ PACKAGES: dict[str, set[str]] = {
         "msgspec",
         "safetensors",
         "pyvips",
+        "PIL",
         "rich",
         "click",
         "onnxruntime",

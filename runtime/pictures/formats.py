@@ -137,14 +137,14 @@ INPUT_SUFFIXES = frozenset(SUFFIXES) | {".apng", ".bmp", ".dib", ".gif", ".heic"
 """Endings by which pictures are found in a folder. What a file really is, its content tells."""
 
 INPUT_LABELS = {
-    "avif": "AVIF",
-    "bmp": "BMP",
-    "gif": "GIF",
-    "heif": "HEIF",
-    "jpeg": "JPEG",
     "png": "PNG",
+    "jpeg": "JPEG",
     "tiff": "TIFF",
     "webp": "WebP",
+    "avif": "AVIF",
+    "heif": "HEIF",
+    "gif": "GIF",
+    "bmp": "BMP",
 }
 """Formats that are read, as people write them."""
 

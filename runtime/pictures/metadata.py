@@ -1,0 +1,130 @@
+"""What lies beside the pixels: colour profile, EXIF, XMP, IPTC, resolution; carried, and put right where it is stale.
+
+An upscaled picture has other dimensions than the one that its metadata describe, stands upright, and its thumbnail
+would show the old one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pcsr.runtime.pictures.formats import Format
+from pcsr.runtime.pictures.picture import ICC, Picture
+
+__all__ = ["carried", "put_metadata"]
+
+EXIF, XMP, IPTC = "exif-data", "xmp-data", "iptc-data"
+CARRIED = (ICC, EXIF, XMP, IPTC, "resolution-unit")
+# The second directory of EXIF describes the thumbnail. libvips brings the dimensions in the third up to date; those
+# in the first are TIFF's own, which other files have no use for.
+EXIF_STALE = ("exif-ifd0-Orientation", "exif-ifd0-ImageWidth", "exif-ifd0-ImageLength", "exif-ifd1-")
+LABELS = {ICC: "the colour profile", EXIF: "EXIF", XMP: "XMP", IPTC: "IPTC"}
+# What libvips writes in each format.
+HELD = {
+    "png": (ICC, EXIF, XMP),
+    "jpeg": (ICC, EXIF, XMP, IPTC),
+    "tiff": (ICC, EXIF, XMP, IPTC),
+    "webp": (ICC, EXIF, XMP),
+    "avif": (ICC, EXIF, XMP),
+}
+
+
+def carried(image: Any) -> dict[str, bytes | str]:
+    """What goes from a loaded libvips image to the file that is written, under libvips' names."""
+    found = {
+        name: image.get(name)
+        for name in image.get_fields()
+        if (name in CARRIED or name.startswith("exif-")) and not name.startswith(EXIF_STALE)
+    }
+    block = found.get(IPTC)
+    if isinstance(block, bytes):
+        found.pop(IPTC)
+        if records := _iptc_records(block):
+            found[IPTC] = records
+    return found
+
+
+def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int]) -> tuple[Any, list[str]]:
+    """A libvips image with the metadata of another picture, and notes on what the format cannot hold.
+
+    Args:
+        image: about to be written.
+        like: what it was made from.
+        form: that it is written in.
+        size: its (H, W); of one page.
+    """
+    import pyvips
+
+    image = image.copy(xres=like.resolution[0], yres=like.resolution[1])
+    # WebP and AVIF have no grey: it is written as RGB.
+    space = b"GRAY" if image.bands < 3 and form.name not in ("webp", "avif") else b"RGB "
+    notes = []
+    for name, value in like.metadata.items():
+        if name in LABELS and name not in HELD[form.name]:
+            notes.append(f"{LABELS[name]} was left out: {form.label} files cannot hold it here")
+            continue
+        if name == ICC and isinstance(value, bytes) and value[16:20] != space:
+            # A profile of another kind of colour makes readers refuse the file or show it wrongly.
+            notes.append(f"the colour profile of the input is for {value[16:20]!r} and was left out")
+            continue
+        if name == XMP and isinstance(value, bytes):
+            value = _upright_xmp(value, size)  # noqa: PLW2901
+        if name == IPTC and isinstance(value, bytes) and form.name == "jpeg":
+            value = _photoshop_block(value)  # noqa: PLW2901
+        kind = pyvips.GValue.blob_type if isinstance(value, bytes) else pyvips.GValue.gstr_type
+        image.set_type(kind, name, value)
+    if EXIF in like.metadata:
+        # The pixels are upright; without this the orientation within the EXIF block would turn them again.
+        image.set_type(pyvips.GValue.gint_type, "orientation", 1)
+        # An empty thumbnail in place of the old one: it stands within the EXIF block, too.
+        image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", b"")
+    return image, notes
+
+
+# XMP is XML, written by hundreds of programs. It is edited in place rather than parsed, so that what is not
+# understood stays as it is: a property stands as an attribute or as an element.
+def _property(name: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"(\b" + name + rb"\s*=\s*[\"']|<" + name + rb">\s*)(-?[0-9]{1,10})")
+
+
+XMP_ORIENTATION = _property(b"tiff:Orientation")
+XMP_WIDTHS = [_property(b"tiff:ImageWidth"), _property(b"exif:PixelXDimension")]
+XMP_HEIGHTS = [_property(b"tiff:ImageLength"), _property(b"exif:PixelYDimension")]
+XMP_THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
+
+
+def _upright_xmp(packet: bytes, size: tuple[int, int]) -> bytes:
+    packet = XMP_THUMBNAILS.sub(b"", packet)
+    packet = XMP_ORIENTATION.sub(rb"\g<1>1", packet)
+    for patterns, length in ((XMP_HEIGHTS, size[0]), (XMP_WIDTHS, size[1])):
+        for pattern in patterns:
+            packet = pattern.sub(rb"\g<1>%d" % length, packet)
+    return packet
+
+
+# IPTC records stand bare in TIFF files and in JPEG files within a block of Photoshop's, beside things that describe
+# the old picture, a thumbnail among them. (Adobe Photoshop File Formats Specification, Image Resource Blocks.)
+PHOTOSHOP = b"Photoshop 3.0\0"
+RESOURCE, IPTC_RESOURCE = b"8BIM", 0x0404
+
+
+def _iptc_records(block: bytes) -> bytes:
+    """The bare records, of a block of either form; none if it is of neither."""
+    if block.startswith(b"\x1c"):
+        return block
+    at = len(PHOTOSHOP) if block.startswith(PHOTOSHOP) else 0
+    while block[at : at + 4] == RESOURCE:
+        kind = int.from_bytes(block[at + 4 : at + 6], "big")
+        # A name of one length byte and so many letters, padded to an even number of bytes.
+        at += 6 + (block[at + 6 : at + 7] or b"\0")[0] // 2 * 2 + 2
+        length = int.from_bytes(block[at : at + 4], "big")
+        if kind == IPTC_RESOURCE:
+            return block[at + 4 : at + 4 + length]
+        at += 4 + length + length % 2
+    return b""
+
+
+def _photoshop_block(records: bytes) -> bytes:
+    head = PHOTOSHOP + RESOURCE + IPTC_RESOURCE.to_bytes(2, "big") + b"\0\0"
+    return head + len(records).to_bytes(4, "big") + records + b"\0" * (len(records) % 2)
