@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
+from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.terms import Terms, terms
 from pcsr.runtime.tiling import Region
@@ -24,6 +25,8 @@ __all__ = ["GraphBackend", "Run"]
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 """Runs one graph: inputs by name to outputs in order."""
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,12 @@ class GraphBackend:
         self.block = block
         self._chunk = chunk
         self._graphs = dict(graphs)
+        self._path = bundle.path
+        self._channels = bundle.manifest.table_channels
+        self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]
         weights = bundle.weights()
-        widths = zip(heads, bundle.manifest.table_channels, strict=True)
+        widths = zip(heads, self._channels, strict=True)
         self._first = {head: head_weights(weights, head, width) for head, width in widths}
 
     def place(self, rows: Axis, columns: Axis) -> _Place:
@@ -77,18 +83,23 @@ class GraphBackend:
 
     def tables(self, lr: Float, window: Region) -> Tables:
         """Run the backbone."""
-        classifier, *upsamplers = self._graphs["backbone"]({"lr": np.ascontiguousarray(lr[None])})
-        return Tables(window, classifier, tuple(upsamplers))
+        h, w = window.shape
+        classifier, lightest, *others = self._channels
+        shapes = [(h, classifier, w), (h, lightest, w), *((h, w, channels) for channels in others)]
+        made = self._run("backbone", {"lr": np.ascontiguousarray(lr[None])}, *shapes)
+        return Tables(window, made[0], tuple(made[1:]))
 
     def probabilities(self, tables: Tables, place: _Place, region: Region) -> Float:
         """Run the classifier on a block."""
-        return self._dense("classifier", tables.classifier, place.classifier, tables.window, place, region)
+        head, P = place.classifier, self._probabilities
+        found = self._dense("classifier", tables.classifier, head, P, tables.window, place, region)
+        return self._finite(found, region)
 
     def residuals(self, tables: Tables, place: _Place, region: Region, classes: NDArray[np.uint8]) -> Float:
         """Run class 0 on the whole block where it has any pixel, the others on theirs."""
         if (classes == 0).any():
             lightest = place.upsamplers[0]
-            out = self._dense("upsampler_0", tables.upsamplers[0], lightest, tables.window, place, region)
+            out = self._dense("upsampler_0", tables.upsamplers[0], lightest, 3, tables.window, place, region)
         else:
             rows, columns = region.shape
             out = np.empty((rows, 3, columns), dtype=np.float32)
@@ -96,10 +107,49 @@ class GraphBackend:
             routed = np.flatnonzero(classes == j).astype(np.int32)
             if routed.size:
                 self._sparse(j, routed, tables, place, region, out)
-        return out
+        return self._finite(out, region)
+
+    def _run(self, graph: str, feed: Mapping[str, NDArray[Any]], *shapes: Shape) -> Sequence[NDArray[Any]]:
+        """Run a graph that is to give floating-point arrays of these shapes.
+
+        Raises:
+            BackendError: it gives others: its hash may be right, and it is not the bundle's graph.
+        """
+        made = self._graphs[graph](feed)
+        # A graph may give sequences and texts, too.
+        found = [
+            each.shape if getattr(each, "dtype", np.dtype(object)).kind == "f" else None for each in made
+        ]
+        if found != list(shapes):
+            raise BackendError(
+                f"graph {graph} of {self._path} gave {_written(found)} instead of {_written(shapes)}; "
+                "export the bundle anew with --force"
+            )
+        return made
+
+    def _finite(self, values: Float, region: Region) -> Float:
+        """The same values.
+
+        Raises:
+            BackendError: some are NaN or infinite.
+        """
+        if np.isfinite(values).all():
+            return values
+        raise BackendError(
+            f"the block at row {region.top}, column {region.left} gives NaN or infinity in {self.precision}; its "
+            "values are beyond what the network takes"
+            + ("" if self.precision == "fp32" else ", so open the bundle with precision fp32")
+        )
 
     def _dense(
-        self, graph: str, table: NDArray[Any], head: Terms, window: Region, place: _Place, region: Region
+        self,
+        graph: str,
+        table: NDArray[Any],
+        head: Terms,
+        channels: int,
+        window: Region,
+        place: _Place,
+        region: Region,
     ) -> Float:
         y, x = slice(region.top, region.bottom), slice(region.left, region.right)
         nearest = place.rows.nearest[y]
@@ -111,7 +161,8 @@ class GraphBackend:
             "row_terms": head.rows[y, :, None],
             "column_terms": np.ascontiguousarray(head.columns[x].T)[None],
         }
-        return self._graphs[graph](feed)[0]
+        rows, columns = region.shape
+        return self._run(graph, feed, (rows, channels, columns))[0]
 
     def _sparse(
         self, j: int, routed: NDArray[np.int32], tables: Tables, place: _Place, region: Region, out: Float
@@ -129,8 +180,15 @@ class GraphBackend:
         for start in range(0, routed.size, self._chunk):
             row, column = np.divmod(routed[start : start + self._chunk], np.int32(region.shape[1]))
             feed = {"pixel": row_start[row] + column_start[column], "row": row, "column": column, **fixed}
-            out[row, :, column] = self._graphs[f"upsampler_{j}"](feed)[0]
+            out[row, :, column] = self._run(f"upsampler_{j}", feed, (len(row), 3))[0]
 
     def close(self) -> None:
         """Let go of the graphs."""
         self._graphs.clear()
+
+
+def _written(shapes: Sequence[Shape | None]) -> str:
+    """Like 48×3×64, 48×6×64; or "nothing"."""
+    return (
+        ", ".join("no floats" if each is None else "×".join(map(str, each)) for each in shapes) or "nothing"
+    )

@@ -8,18 +8,23 @@ own parallelism for such small layers, and makes the bytes independent of the nu
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
+
+from numpy.typing import NDArray
 
 from pcsr.runtime.backends.graphs import GraphBackend, Run
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import BackendError, OptionError
+from pcsr.runtime.errors import BackendError, MemoryLimitError, OptionError
 from pcsr.runtime.machine import multiplies_int8
 
 __all__ = ["open_model", "open_onnxruntime", "parse_device"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# What its exceptions say where memory ends; they have no type of their own.
+OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 # Measured (docs/performance.md): blocks of 8k to 32k pixels and chunks of 2k to 4k rows are equally fast.
 CPU_BLOCK, CPU_CHUNK = 1 << 14, 1 << 12
 
@@ -74,8 +79,7 @@ def _open_on_cpu(bundle: Bundle, precision: str, threads: int) -> GraphBackend:
 
     def open_graph(name: str) -> Run:
         where = f"graph {name} ({bundle.path / files[name].path})"
-        session = _session(ort, bundle.read(files[name]), where, threads if name == "backbone" else 1)
-        return lambda feed: session.run(None, feed)
+        return _runner(ort, bundle.read(files[name]), where, threads if name == "backbone" else 1)
 
     return GraphBackend(
         bundle,
@@ -98,10 +102,9 @@ def open_model(model: bytes, where: str, *, threads: int = 1) -> Run:
         threads: of its session.
 
     Raises:
-        BackendError: ONNX Runtime is missing or refuses the graph.
+        BackendError: ONNX Runtime is missing or refuses the graph; so does the returned callable where it fails.
     """
-    session = _session(_import(PROVIDERS["cpu"]), model, where, threads)
-    return lambda feed: session.run(None, feed)
+    return _runner(_import(PROVIDERS["cpu"]), model, where, threads)
 
 
 def parse_device(device: str) -> tuple[str, int]:
@@ -150,6 +153,25 @@ def _import(provider: str) -> ModuleType:
         )
     module: ModuleType = onnxruntime
     return module
+
+
+def _runner(ort: ModuleType, model: bytes, where: str, threads: int) -> Run:
+    session = _session(ort, model, where, threads)
+
+    def run(feed: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        try:
+            outputs: Sequence[NDArray[Any]] = session.run(None, feed)
+            return outputs
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            if any(words in str(error) for words in OUT_OF_MEMORY):
+                raise MemoryLimitError(
+                    f"there is not enough memory to run {where}; give a lower memory limit, or smaller tiles"
+                ) from error
+            raise BackendError(
+                f"ONNX Runtime cannot run {where}: {error}; export the bundle anew with --force"
+            ) from error
+
+    return run
 
 
 def _session(ort: ModuleType, model: bytes, where: str, threads: int) -> Any:

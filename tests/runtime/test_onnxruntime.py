@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from pcsr.runtime import Upscaler, shipped_bundle
 from pcsr.runtime.backends import onnxruntime as backend
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import BackendError, BundleError, OptionError
+from pcsr.runtime.errors import BackendError, BundleError, MemoryLimitError, OptionError
 
 
 def test_an_unknown_backend_or_device_is_refused_with_the_choices(small_bundle: Path) -> None:
@@ -105,3 +112,133 @@ def test_int8_on_a_gpu_is_for_tensorrt() -> None:
 def test_a_bundle_without_int8_says_how_to_get_it(small_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no int8 graphs.*--precision int8 --calibration CACHE\.json"):
         Upscaler.open(small_bundle, precision="int8")
+
+
+# --- graphs whose hash is right and that are not the bundle's: whoever can write a bundle can write its manifest too
+
+
+@pytest.fixture
+def bundle(small_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+
+
+def replace_graph(bundle: Path, graph: str, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change a graph, and let the manifest agree with it."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    entry = manifest["graphs"]["fp32"][graph]
+    model = onnx.load(bundle / entry["path"])
+    change(model)
+    content = model.SerializeToString()
+    (bundle / entry["path"]).write_bytes(content)
+    entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def upscale(bundle: Path) -> None:
+    picture = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
+    with Upscaler.open(bundle, precision="fp32", threads=1) as up:
+        up(picture, scale=2, adaptive=True)
+
+
+def rename_an_input(model: onnx.ModelProto) -> None:
+    name = model.graph.input[0].name
+    model.graph.input[0].name = "another"
+    for node in model.graph.node:
+        node.input[:] = ["another" if each == name else each for each in node.input]
+
+
+def lose_an_output(model: onnx.ModelProto) -> None:
+    del model.graph.output[-1]
+
+
+def transpose_the_output(model: onnx.ModelProto) -> None:
+    """Right in everything but the order of the axes, and saying nothing of its shape."""
+    output = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["turned" if each == output else each for each in node.output]
+    rank = len(model.graph.output[0].type.tensor_type.shape.dim)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    order = list(reversed(range(rank)))
+    model.graph.node.append(onnx.helper.make_node("Transpose", ["turned"], [output], perm=order))
+
+
+def spoil_a_weight(model: onnx.ModelProto) -> None:
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(weight), np.nan), weight.name))
+
+
+def give_words(model: onnx.ModelProto) -> None:
+    output = model.graph.output[0]
+    for node in model.graph.node:
+        node.output[:] = ["numbers" if each == output.name else each for each in node.output]
+    output.type.tensor_type.elem_type = onnx.TensorProto.STRING
+    cast = onnx.helper.make_node("Cast", ["numbers"], [output.name], to=onnx.TensorProto.STRING)
+    model.graph.node.append(cast)
+
+
+def ask_for_memory(model: onnx.ModelProto) -> None:
+    """Four tebibytes of zeros, of which one is added to the result."""
+    output = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["result" if each == output else each for each in node.output]
+    numbers = {"many": np.array([1 << 20, 1 << 20])}
+    model.graph.initializer.extend(numpy_helper.from_array(n, name) for name, n in numbers.items())
+    # The number of zeros depends on the input, or they would be made when the graph is opened.
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Shape", [model.graph.input[0].name], ["shape"]),
+            onnx.helper.make_node("ReduceMin", ["shape"], ["smallest"], keepdims=0),
+            onnx.helper.make_node("Mul", ["many", "smallest"], ["lengths"]),
+            onnx.helper.make_node("ConstantOfShape", ["lengths"], ["zeros"]),
+            onnx.helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+            onnx.helper.make_node("Add", ["result", "zero"], [output]),
+        ]
+    )
+
+
+GRAPHS = ["backbone", "classifier", "upsampler_0", "upsampler_1"]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_graph_that_fails_when_it_runs_is_named(bundle: Path, graph: str) -> None:
+    replace_graph(bundle, graph, rename_an_input)
+    with pytest.raises(
+        BackendError, match=rf"ONNX Runtime cannot run graph {graph} \({bundle}.*export the bundle anew"
+    ):
+        upscale(bundle)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_graph_that_gives_another_shape_is_named(bundle: Path, graph: str) -> None:
+    replace_graph(bundle, graph, transpose_the_output)
+    with pytest.raises(
+        BackendError, match=f"graph {graph} of {bundle} gave .* instead of .*export the bundle anew"
+    ):
+        upscale(bundle)
+
+
+@pytest.mark.parametrize("graph", ["classifier", "upsampler_0", "upsampler_1"])
+def test_a_graph_that_gives_words_is_named(bundle: Path, graph: str) -> None:
+    replace_graph(bundle, graph, give_words)
+    with pytest.raises(BackendError, match=f"graph {graph} of {bundle} gave no floats instead of"):
+        upscale(bundle)
+
+
+def test_a_graph_that_memory_cannot_hold_says_so(bundle: Path) -> None:
+    replace_graph(bundle, "classifier", ask_for_memory)
+    with pytest.raises(MemoryLimitError, match="not enough memory to run graph classifier"):
+        upscale(bundle)
+
+
+def test_a_backbone_that_gives_too_few_tables_is_named(bundle: Path) -> None:
+    replace_graph(bundle, "backbone", lose_an_output)
+    with pytest.raises(BackendError, match=f"graph backbone of {bundle} gave .* instead of"):
+        upscale(bundle)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_what_is_not_a_number_ends_the_picture_and_not_in_it(bundle: Path, graph: str) -> None:
+    replace_graph(bundle, graph, spoil_a_weight)
+    with pytest.raises(BackendError, match="NaN or infinity in fp32"):
+        upscale(bundle)
