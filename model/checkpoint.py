@@ -7,6 +7,7 @@ with `weights_only=True`. Tensors are compared with a network that has shapes bu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -115,8 +116,12 @@ def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: the file cannot be read.
     """
+    path = Path(path)
     try:
-        with Path(path).open("rb") as file:
+        # A pipe would be waited for, and a device may never end.
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

@@ -6,7 +6,9 @@ hash of every graph is in it.
 
 from __future__ import annotations
 
+import errno
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -196,6 +198,9 @@ def read_content(path: Path) -> bytes:
         CalibrationError: it cannot be read.
     """
     try:
+        # A pipe would be waited for, and a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         with path.open("rb") as file:
             return file.read(FILE_LIMIT + 1)
     except OSError as error:

@@ -260,6 +260,15 @@ def test_a_cache_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
         read_calibration(tmp_path / "none.json")
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
+def test_a_cache_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(CalibrationError, match="cannot read .*not a regular file"):
+            read_calibration(tmp_path / name)
+
+
 # --- pictures ----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -147,3 +148,9 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     assert checkpoint_sha256(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
     with pytest.raises(CheckpointError, match="cannot read"):
         checkpoint_sha256(tmp_path / "missing")
+
+
+def test_the_sha256_of_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="cannot read .*not a regular file"):
+        checkpoint_sha256(tmp_path / "pipe")
