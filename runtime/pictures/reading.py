@@ -8,7 +8,6 @@ upscaler takes, upright, at its own bit depth.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import os
 import stat
@@ -18,16 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError, PictureError
-from pcsr.runtime.pictures import tiff
-from pcsr.runtime.pictures.colour import SAMPLES, grey_or_rgb
+from pcsr.runtime.pictures import png, tiff
 from pcsr.runtime.pictures.formats import INPUT_LABELS, format_of
-from pcsr.runtime.pictures.metadata import carried
+from pcsr.runtime.pictures.lazy import LazyPages
 from pcsr.runtime.pictures.picture import ICC, MAX_PIXELS, Header, Picture
 from pcsr.runtime.pictures.pillow import PillowFile
-from pcsr.runtime.pictures.rows import read_rows
+from pcsr.runtime.pictures.refusals import damaged, reason, unreadable
 
 __all__ = ["PictureFile", "open_picture", "read_picture"]
 
@@ -42,8 +39,6 @@ BYTES_PER_PIXEL, BYTES_BESIDE = 16, 64 << 20
 STREAMED = ("png", "jpeg", "tiff")
 # Warnings of the JPEG decoder are of damage; those of others are of odd tags.
 FAIL_ON = {"jpeg": "warning"}
-# What can follow in a PNG before its pixels is limited, too.
-MAX_CHUNKS = 10_000
 
 
 def read_picture(
@@ -91,7 +86,7 @@ def open_picture(
         # Opened without blocking, or a named pipe would be waited for before it is found to be one.
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     with file:
         yield PictureFile(path, file, max_pixels=max_pixels, salvage=salvage)
 
@@ -114,7 +109,7 @@ class PictureFile:
             self._bytes = status.st_size
             start = self._read_at(0, 32)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         if not start:
             raise PictureError(f"{path} is empty; get an intact copy")
         form = format_of(start)
@@ -141,7 +136,7 @@ class PictureFile:
                 digest.update(part)
             return digest.hexdigest()
         except OSError as error:
-            raise _unreadable(self._path, error) from error
+            raise unreadable(self._path, error) from error
 
     @property
     def length(self) -> int:
@@ -164,7 +159,7 @@ class PictureFile:
             yield from self._pillow_pages(self._pillow, page)
             return
         wanted = range(self.header.pages) if page is None else range(page - 1, page)
-        opened: _Opened | None = None
+        opened: LazyPages | None = None
         for number in wanted:
             # Pages of an animation follow from one another: those after the first are not decoded from the start.
             if opened is None or not opened.has(number):
@@ -179,7 +174,10 @@ class PictureFile:
             yield picture
 
     def _header(self) -> Header:
-        if self._form == "bmp" or (self._form == "png" and self._is_animated_png()):
+        if self._form == "png" and (size := png.header_size(self._read_at)):
+            # libpng has limits of its own and tells them from damage to nobody.
+            self._check_size(*size)
+        if self._form == "bmp" or (self._form == "png" and png.is_animated(self._read_at)):
             return self._pillow_header()
         if self._form == "tiff":
             self._check_tiff()
@@ -217,7 +215,7 @@ class PictureFile:
                     f"{self._path} has samples of 16-bit floating point; convert it to 32-bit floating point first"
                 )
 
-    def _opened(self, number: int) -> _Opened:
+    def _opened(self, number: int) -> LazyPages:
         try:
             return self._open_page(number, strict=True)
         except _vips_error() as error:
@@ -225,28 +223,28 @@ class PictureFile:
                 raise self._damaged(error) from error
             return self._open_page_anyhow(number, error)
 
-    def _open_page_anyhow(self, number: int, reason: Exception) -> _Opened:
+    def _open_page_anyhow(self, number: int, error: Exception) -> LazyPages:
         try:
             return self._open_page(
-                number, strict=False, notes=[f"is damaged{_reason(reason)}: took what decodes"]
+                number, strict=False, notes=[f"is damaged{reason(error)}: took what decodes"]
             )
-        except _vips_error() as error:
-            raise self._damaged(error) from error
+        except _vips_error() as worse:
+            raise self._damaged(worse) from worse
 
-    def _salvaged(self, number: int, reason: Exception) -> Picture:
+    def _salvaged(self, number: int, error: Exception) -> Picture:
         try:
-            return self._open_page_anyhow(number, reason).page(number)
-        except _vips_error() as error:
-            raise self._damaged(error) from error
+            return self._open_page_anyhow(number, error).page(number)
+        except _vips_error() as worse:
+            raise self._damaged(worse) from worse
 
-    def _open_page(self, number: int, *, strict: bool, notes: list[str] | None = None) -> _Opened:
+    def _open_page(self, number: int, *, strict: bool, notes: list[str] | None = None) -> LazyPages:
         several = self.header.pages > 1
         together = several and bool(self.header.animation)
         image = self._load(number if several else None, strict=strict, to_the_end=together)
         pages = range(number, self.header.pages if together else number + 1)
         h = image.height // len(pages) if together else image.height
         self._check_size(h, image.width)
-        return _Opened(image, self._form, self._path, pages, h, notes or [])
+        return LazyPages(image, self._form, self._path, pages, notes=notes or [])
 
     def _load(self, page: int | None, *, strict: bool, to_the_end: bool = False) -> Any:
         """The lazy image, by the format's own loader: libvips must not pick another for a file that looks like two."""
@@ -256,6 +254,8 @@ class PictureFile:
             "access": "sequential",
             "fail_on": FAIL_ON.get(self._form, "error") if strict else "none",
         }
+        # What libvips did not raise, of a picture salvaged before, would be told as the reason of the next error.
+        pyvips.vips_lib.vips_error_clear()
         if page is not None:
             options["page"] = page
         if to_the_end:
@@ -277,38 +277,15 @@ class PictureFile:
                 self._file.seek(0)
                 self._content = self._file.read(limit)
             except OSError as error:
-                raise _unreadable(self._path, error) from error
+                raise unreadable(self._path, error) from error
         return self._content
 
     def _read_at(self, offset: int, length: int) -> bytes:
         # No file is that long; the system takes no larger offset.
         return os.pread(self._file.fileno(), length, offset) if offset < 1 << 62 else b""
 
-    def _png_chunks(self) -> Iterator[tuple[bytes, int]]:
-        """Kind of each chunk and where its data begin, as far as the file goes."""
-        at = 8
-        for _ in range(MAX_CHUNKS):
-            head = self._read_at(at, 8)
-            if len(head) < 8:
-                return
-            yield head[4:], at + 8
-            at += 12 + int.from_bytes(head[:4], "big")
-
-    def _is_animated_png(self) -> bool:
-        # The animation's control chunk stands before the pixels; libvips reads one picture and says nothing.
-        before = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", self._png_chunks())
-        return any(kind == b"acTL" for kind, _ in before)
-
-    def _png_delays(self) -> list[int]:
-        """Milliseconds that each frame of an animation is shown (APNG: the fcTL chunks)."""
-        fractions = [self._read_at(at + 20, 4) for kind, at in self._png_chunks() if kind == b"fcTL"]
-        parts = [
-            (int.from_bytes(each[:2], "big"), int.from_bytes(each[2:], "big") or 100) for each in fractions
-        ]
-        return [round(1000 * numerator / denominator) for numerator, denominator in parts]
-
     def _pillow_header(self) -> Header:
-        if self._form == "png" and self._read_at(24, 1) not in (b"\x08", b"\x01", b"\x02", b"\x04"):
+        if self._form == "png" and png.bit_depth(self._read_at) == 16:
             raise PictureError(
                 f"{self._path} is animated with 16-bit samples; convert it to 8-bit or to still pictures"
             )
@@ -318,7 +295,10 @@ class PictureFile:
         pages = self._pillow.pages
         animation: dict[str, int | list[int]] = {}
         if pages > 1:
-            animation = {"loop": self._pillow.loop, "delay": self._png_delays()[-pages:]}
+            delays = png.frame_delays(self._read_at)
+            if len(delays) < pages:
+                raise self._damaged(ValueError(f"{pages} frames are promised and {len(delays)} are there"))
+            animation = {"loop": self._pillow.loop, "delay": delays[-pages:]}
         return Header(format=self._form, size=self._pillow.size, pages=pages, animation=animation)
 
     def _pillow_pages(self, opened: PillowFile, page: int | None) -> Iterator[Picture]:
@@ -338,70 +318,10 @@ class PictureFile:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> PictureError:
-        label, reason = INPUT_LABELS[self._form], _reason(error)
-        if "HEVC" in reason:
-            return PictureError(
-                f"{self._path} is compressed with HEVC, which the libvips that comes with pyvips does not decode; "
-                "install libvips with libheif and libde265 on the system, or convert the file to JPEG, PNG or AVIF"
-            )
-        remedy = "" if self._salvage else ", take what decodes with --salvage"
-        return PictureError(
-            f"{self._path} cannot be decoded as {label}{reason}; it is damaged, cut short or of a rare kind, so get an "
-            f"intact copy{remedy} or convert it"
-        )
-
-
-class _Opened:
-    """Pages of a lazy image, one below the other."""
-
-    def __init__(self, image: Any, form: str, path: Path, pages: range, h: int, notes: list[str]) -> None:
-        import pyvips
-
-        self._form, self._pages, self._h = form, pages, h
-        image, self._grey_alpha, converted = grey_or_rgb(image, path)
-        self._image, self._notes = image, (*notes, *converted)
-        self._region = pyvips.Region.new(image)
-        self._metadata = carried(image)
-
-    def has(self, number: int) -> bool:
-        return number in self._pages
-
-    def page(self, number: int) -> Picture:
-        image, samples = self._image, SAMPLES[self._image.format]
-        shape = (self._h, image.width, image.bands) if image.bands > 1 else (self._h, image.width)
-        pixels = np.empty(shape, dtype=samples)
-        read_rows(self._region, self._pages.index(number) * self._h, pixels, samples)
-        bits = 8 * pixels.itemsize
-        if self._form in ("avif", "heif") and image.get_typeof("bits-per-sample"):
-            bits = int(image.get("bits-per-sample"))
-            if 8 < bits < 16:
-                # libvips puts them into the upper bits: the lower ones repeat those, so that white is white.
-                pixels |= pixels >> np.uint16(bits)
-        turn = image.get("orientation") if image.get_typeof("orientation") else 1
-        resolution = (image.xres, image.yres)
-        return Picture(
-            _upright(pixels, turn),
-            self._form,
-            metadata=self._metadata,
-            resolution=resolution[::-1] if turn in (5, 6, 7, 8) else resolution,
-            bits=bits,
-            grey_alpha=self._grey_alpha,
-            notes=self._notes,
-        )
+        return damaged(self._path, self._form, error, salvaging=self._salvage)
 
 
 SAMPLE_FORMAT, BITS_PER_SAMPLE = 339, 258
-
-
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Apply an EXIF orientation (EXIF 2.3, tag 0x0112: 1 upright, 2 to 8 mirrored and turned)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _vips_error() -> type[Exception]:
@@ -409,15 +329,3 @@ def _vips_error() -> type[Exception]:
 
     error: type[Exception] = pyvips.Error
     return error
-
-
-def _unreadable(path: Path, error: OSError) -> PictureError:
-    return PictureError(f"cannot read {path}: {error.strerror or error}; check name and permission")
-
-
-def _reason(error: Exception) -> str:
-    detail = getattr(error, "detail", None) or str(error)
-    lines = [line.strip() for line in detail.splitlines() if line.strip()]
-    # libvips tells the same as often as it came up, and of our own buffer that it could not be loaded.
-    told = [line for line in dict.fromkeys(lines) if not line.endswith(": load error")]
-    return f" ({'; '.join(told[-2:])})" if told else ""

@@ -1,0 +1,52 @@
+"""What a PNG says of itself in its chunks, where libvips and Pillow say less or only after an error of their own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+__all__ = ["ReadAt", "bit_depth", "frame_delays", "header_size", "is_animated"]
+
+ReadAt = Callable[[int, int], bytes]
+"""So many bytes (second) of a file at an offset (first); fewer at its end."""
+
+# What is looked through of a file that is made of nothing but empty chunks.
+MAX_CHUNKS = 1 << 20
+
+
+def header_size(read: ReadAt) -> tuple[int, int] | None:
+    """(h, w) as the header has it; None where there is no header."""
+    head = read(8, 16)
+    if len(head) < 16 or head[4:8] != b"IHDR":
+        return None
+    return int.from_bytes(head[12:16], "big"), int.from_bytes(head[8:12], "big")
+
+
+def bit_depth(read: ReadAt) -> int:
+    """Bits of a sample."""
+    return (read(24, 1) or b"\0")[0]
+
+
+def is_animated(read: ReadAt) -> bool:
+    """Whether there are frames; libvips reads one picture then and says nothing."""
+    # The animation's control chunk stands before the pixels.
+    before = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", _chunks(read))
+    return any(kind == b"acTL" for kind, _ in before)
+
+
+def frame_delays(read: ReadAt) -> list[int]:
+    """Milliseconds that each frame of an animation is shown (fcTL chunks)."""
+    fractions = [read(at + 20, 4) for kind, at in _chunks(read) if kind == b"fcTL"]
+    parts = [(int.from_bytes(each[:2], "big"), int.from_bytes(each[2:], "big") or 100) for each in fractions]
+    return [round(1000 * numerator / denominator) for numerator, denominator in parts]
+
+
+def _chunks(read: ReadAt) -> Iterator[tuple[bytes, int]]:
+    """Kind of each chunk and where its data begin, as far as the file goes."""
+    at = 8
+    for _ in range(MAX_CHUNKS):
+        head = read(at, 8)
+        if len(head) < 8:
+            return
+        yield head[4:], at + 8
+        at += 12 + int.from_bytes(head[:4], "big")
