@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.errors import OptionError
-from pcsr.runtime.pictures import output_format, write_picture
-
-__all__ = ["overlay", "write_class_map"]
+__all__ = ["levels", "overlay"]
 
 
-def write_class_map(path: str | os.PathLike[str], class_map: NDArray[np.uint8], classes: int) -> None:
-    """Write a class map as a grey 8-bit PNG: class j of M as round(255 j / (M - 1)).
+def levels(classes: int) -> NDArray[np.uint8]:
+    """Grey level of each class, (M,): class j of M has round(255 j / (M - 1)).
 
-    Black is the lightest class and white the heaviest, so that the map can be seen and still be read exactly.
-
-    Args:
-        path: of the file, ending in .png.
-        class_map: (H, W) uint8.
-        classes: M.
-
-    Raises:
-        OptionError: the name does not end in .png.
-        PictureError: the file cannot be written.
+    Black is the lightest class and white the heaviest, so that a map can be seen and still be read exactly.
     """
-    if output_format(path) != "png":
-        raise OptionError(
-            f"{path}: a class map is written as PNG, which keeps it exact; end the name in .png"
-        )
-    levels = np.rint(np.linspace(0, 255, classes)).astype(np.uint8)
-    write_picture(path, levels[class_map])
+    shades: NDArray[np.uint8] = np.rint(np.linspace(0, 255, classes)).astype(np.uint8)
+    return shades
 
 
 # From the lightest class to the heaviest, blue to orange: told apart under the common colour blindnesses.

@@ -1,22 +1,19 @@
-"""`pcsr-upscale`: one picture file in, one upscaled picture file out."""
+"""`pcsr-upscale`: picture files in, upscaled picture files out; one, or folders of them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import math
-import os
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pcsr.runtime.atomic import unwritable
-from pcsr.runtime.class_maps import overlay, write_class_map
+from pcsr.runtime.atomic import sweep_partial
 from pcsr.runtime.console import (
+    Status,
     exit_on_error,
     format_size,
     parse_bytes,
@@ -24,11 +21,13 @@ from pcsr.runtime.console import (
     progress_line,
     start_logging,
 )
-from pcsr.runtime.errors import OptionError
-from pcsr.runtime.geometry import output_size
-from pcsr.runtime.options import Options, Result
-from pcsr.runtime.pictures import check_writable, output_format, read_picture, write_picture
-from pcsr.runtime.pictures.formats import SUFFIXES
+from pcsr.runtime.errors import OptionError, PcsrError
+from pcsr.runtime.files import FileRequest, upscale_file
+from pcsr.runtime.folder.plan import Plan, plan_jobs
+from pcsr.runtime.options import Options
+from pcsr.runtime.pictures import MAX_PIXELS, Encoding, output_format
+from pcsr.runtime.pictures.formats import FORMATS
+from pcsr.runtime.report import failure, line, name_of, report
 from pcsr.runtime.shipped import DEFAULT, find_bundle, shipped_bundle, shipped_bundles
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ DEFAULT_SCALE = 4.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
     "-b",
     "--bundle",
@@ -51,8 +50,7 @@ DEFAULT_SCALE = 4.0
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="PNG, JPEG, TIFF or WebP, by its ending.  [default: beside INPUT, like INPUT_x4.png]",
+    help="A file, its ending tells the format; or a folder.  [default: beside INPUT, like INPUT_x4.png]",
 )
 @click.option("-s", "--scale", type=float, help="Magnification, 1 or more, like 2.5.  [default: 4]")
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Output size instead of a scale, like 3840x2160.")
@@ -60,6 +58,27 @@ DEFAULT_SCALE = 4.0
 @click.option("--adaptive", is_flag=True, help="Decide by the picture's own easy and hard pixels.")
 @click.option("--budget", type=float, help="Share of the adjustable cost to spend, 0 to 1.")
 @click.option("--refine", is_flag=True, help="Smooth light pixels that touch heavy ones.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMATS), case_sensitive=False),
+    help="Of the output.  [default: by its name, or that of the input where it can be written, else png]",
+)
+@click.option("--quality", type=int, help="Of JPEG, WebP and AVIF, 1 to 100.  [default: 95]")
+@click.option(
+    "--compression",
+    help="Of PNG 0 (fast) to 9 (small), of TIFF none, lzw, deflate or zstd.  [default: 4, deflate]",
+)
+@click.option("--lossless", is_flag=True, help="WebP and AVIF lose nothing.")
+@click.option("--page", type=click.IntRange(min=1), help="Only this one of a file with several, 1 the first.")
+@click.option("--salvage", is_flag=True, help="Take what decodes of damaged pictures.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Refuse larger inputs before memory is taken.",
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
@@ -84,27 +103,42 @@ DEFAULT_SCALE = 4.0
 @click.option("--tile", type=click.IntRange(min=16), help="Side of the tiles in input pixels.")
 @click.option("--memory-limit", metavar="BYTES", help="Like 512MiB, 1GiB or 2GB.  [default: half of all]")
 @click.option(
-    "--class-map", type=click.Path(path_type=Path), help="Also write each pixel's class, as grey PNG."
+    "--class-map",
+    type=click.Path(path_type=Path),
+    help="Also write each pixel's class, as grey PNG; with several inputs, a folder.",
 )
 @click.option(
-    "--overlay", "overlay_path", type=click.Path(path_type=Path), help="Also write classes as tints."
+    "--overlay",
+    "overlay_path",
+    type=click.Path(path_type=Path),
+    help="Also write classes as tints; with several inputs, a folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture instead of a line.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--resume", is_flag=True, help="Keep a journal in the output folder, and leave what it has done."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log details.")
 @click.version_option(package_name="pcsr")
-@exit_on_error()
+@exit_on_error(second_at_once=True)
 def main(
     *,
-    source: Path,
+    inputs: tuple[str, ...],
     bundle: str | None,
-    output: Path | None,
+    output: str | None,
     scale: float | None,
     size: str | None,
     k: float | None,
     adaptive: bool,
     budget: float | None,
     refine: bool,
+    form: str | None,
+    quality: int | None,
+    compression: str | None,
+    lossless: bool,
+    page: int | None,
+    salvage: bool,
+    max_pixels: int,
     backend: str,
     device: str,
     precision: str,
@@ -116,11 +150,12 @@ def main(
     overlay_path: Path | None,
     as_json: bool,
     force: bool,
+    resume: bool,
     verbose: bool,
 ) -> None:
-    """Upscale the picture INPUT.
+    """Upscale pictures: files, folders with all below them, or patterns like 'scans/*.tif'.
 
-    Prints the output's name, size, share of pixels per class and seconds. Status: 0 done, 1 the picture
+    Prints for each the output's name, size, share of pixels per class and seconds. Status: 0 done, 1 a picture
     failed, 2 nothing was tried, 130 interrupted.
     """
     start_logging(verbose=verbose)
@@ -135,12 +170,23 @@ def main(
         budget=budget,
         refine=refine,
     )
+    encoding = Encoding(form=form, quality=quality, compression=compression, lossless=lossless)
     limit = None if memory_limit is None else parse_bytes(memory_limit)
-    if output is None:
-        output = default_output(source, options)
-        logger.info("no --output given: writing %s", click.format_filename(output))
-    targets = Targets(output=output, class_map=class_map, overlay=overlay_path)
-    targets.check(source, force=force)
+    plan = plan_jobs(
+        inputs,
+        output=output,
+        suffix_text=_what_was_done(options),
+        form=form,
+        class_map=class_map,
+        overlay=overlay_path,
+        force=force,
+        resume=resume,
+    )
+    if output is None and plan.one:
+        logger.info("no --output given: writing %s", name_of(plan.jobs[0].target))
+    if resume and plan.root is None:
+        raise OptionError("--resume keeps a journal in the output folder; name a folder with -o")
+    encoding.check({form or output_format(job.target) for job in plan.jobs})
     folder = shipped_bundle() if bundle is None else find_bundle(bundle)
     if bundle is None:
         logger.info("no --bundle given: using %s, which ships with pcsr", DEFAULT)
@@ -157,156 +203,87 @@ def main(
         tile=tile,
         engine_cache=engine_cache,
     ) as upscaler:
-        started = time.perf_counter()
-        result = upscale_file(upscaler, source, targets, options)
-        seconds = time.perf_counter() - started
-        if as_json:
-            click.echo(json.dumps(report(result, source, output, options, threads=upscaler.threads)))
-        else:
-            click.echo(f"{click.format_filename(output)} {summary(result)} {seconds:.2f} s")
-
-
-def default_output(source: Path, options: Options) -> Path:
-    """Name beside the input that says what was done, in its format where that can be written, else PNG.
-
-    Raises:
-        OptionError: the input is no name of a file.
-    """
-    if not source.name:
-        raise OptionError(f"INPUT is {str(source)!r}, which is no file; name a picture")
-    if options.size is not None:
-        what = format_size(options.size)
-    else:
-        assert options.scale is not None
-        what = f"x{options.scale:.12g}"
-    suffix = source.suffix if source.suffix.lower() in SUFFIXES else ".png"
-    return source.with_name(f"{source.stem}_{what}{suffix}")
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """Files to be written for one picture."""
-
-    output: Path
-    class_map: Path | None = None
-    overlay: Path | None = None
-
-    def check(self, source: Path, *, force: bool) -> None:
-        """Refuse, before any work, names that cannot or must not be written.
-
-        Raises:
-            OptionError: a name with no known format, in no folder, given twice, of the input, or of a file
-                that exists and is not to be replaced.
-        """
-        try:
-            self._check(source, force=force)
-        except OSError as error:
-            raise OptionError(
-                f"cannot look up {error.filename}: {error.strerror}; check permissions"
-            ) from error
-
-    def _check(self, source: Path, *, force: bool) -> None:
-        seen = {source.resolve(): "the input"}
-        for what, path in self.named().items():
-            form = output_format(path)
-            if what == "--class-map" and form != "png":
-                raise OptionError(f"{path}: a class map is written as PNG; end the name in .png")
-            if problem := unwritable(path):
-                raise OptionError(problem)
-            place = path.resolve()
-            if place in seen or (path.exists() and source.exists() and path.samefile(source)):
-                raise OptionError(
-                    f"{what} {path} is also {seen.get(place, 'the input')}; give it another name"
-                )
-            seen[place] = what
-            if os.path.lexists(path) and not force:
-                raise OptionError(f"{path} exists; give --force to replace it, or another name")
-
-    def named(self) -> dict[str, Path]:
-        """Those that were asked for, by option."""
-        named = {"--output": self.output, "--class-map": self.class_map, "--overlay": self.overlay}
-        return {what: path for what, path in named.items() if path is not None}
-
-
-def upscale_file(upscaler: Upscaler, source: Path, targets: Targets, options: Options) -> Result:
-    """Read, upscale and write one picture; the output comes last, so that it stands for all of them.
-
-    Raises:
-        PictureError: the picture cannot be read, or a file cannot be written or hold it.
-        PcsrError: as the upscaler raises.
-    """
-    picture = read_picture(source)
-    h, w = picture.pixels.shape[:2]
-    size = output_size(h, w, options.scale, options.size)
-    check_writable(targets.output, (*size, *picture.pixels.shape[2:]), picture.pixels.dtype)
-    if targets.overlay is not None:
-        check_writable(targets.overlay, (*size, 3), "uint8")
-    logger.info("%s: %s to %s", click.format_filename(source), format_size((h, w)), format_size(size))
-    with progress_line("upscaling") as show:
-        result = upscaler(
-            picture.pixels,
-            scale=options.scale,
-            size=options.size,
-            k=options.k,
-            adaptive=options.adaptive,
-            budget=options.budget,
-            refine=options.refine,
-            progress=show,
+        request = FileRequest(
+            source=plan.jobs[0].source,
+            target=plan.jobs[0].target,
+            options=options,
+            encoding=encoding,
+            page=page,
+            max_pixels=max_pixels,
+            salvage=salvage,
+            class_map=plan.jobs[0].class_map,
+            overlay=plan.jobs[0].overlay,
+            replace=force,
         )
-    classes = upscaler.bundle.manifest.classes
-    # What is new beside an output that then fails goes again; a file that was replaced is not taken away.
-    new = [path for path in (targets.class_map, targets.overlay) if path is not None and not path.exists()]
+        if plan.one and not resume:
+            _upscale_one(upscaler, request, as_json=as_json)
+        else:
+            _upscale_many(upscaler, plan, request, as_json=as_json, force=force, resume=resume)
+
+
+def _what_was_done(options: Options) -> str:
+    """For names beside the input."""
+    if options.size is not None:
+        return format_size(options.size)
+    assert options.scale is not None
+    return f"x{options.scale:.12g}"
+
+
+def _upscale_one(upscaler: Upscaler, request: FileRequest, *, as_json: bool) -> None:
+    folder = request.target.absolute().parent
+    folder.mkdir(exist_ok=True)
+    if swept := sweep_partial(folder):
+        logger.info("removed %d unfinished files of a run that was killed", swept)
     try:
-        if targets.class_map is not None:
-            write_class_map(targets.class_map, result.class_map, classes)
-        if targets.overlay is not None:
-            write_picture(targets.overlay, overlay(result.image, result.class_map, classes))
-        write_picture(targets.output, result.image, like=picture)
-    except BaseException:
-        for path in new:
-            path.unlink(missing_ok=True)
+        with progress_line("upscaling") as show:
+            result = upscale_file(upscaler, request, show)
+    except PcsrError as error:
+        if as_json:
+            click.echo(json.dumps(failure(request.source, request.target, " ".join(str(error).split()))))
         raise
-    return result
+    if as_json:
+        click.echo(json.dumps(report(result, request.options, threads=upscaler.threads)))
+    else:
+        click.echo(line(result))
 
 
-def summary(result: Result) -> str:
-    """Size and shares of a result, for people: `3840x2160 light 71.39 % heavy 28.61 %`."""
-    several = [f"class {number}" for number in range(len(result.shares))]
-    names = ["light", "heavy"] if len(several) == 2 else several
-    shares = " ".join(f"{name} {100 * share:.2f} %" for name, share in zip(names, result.shares, strict=True))
-    return f"{format_size(result.class_map.shape[:2])} {shares}"
+def _upscale_many(
+    upscaler: Upscaler, plan: Plan, request: FileRequest, *, as_json: bool, force: bool, resume: bool
+) -> None:
+    from pcsr.runtime.folder.journal import Journal
+    from pcsr.runtime.folder.run import Run
+    from pcsr.runtime.folder.telling import Teller
+
+    with ExitStack() as stack:
+        journal = None
+        if plan.root is not None:
+            _make_output(plan.root)
+            if resume:
+                journal = stack.enter_context(Journal.open(plan.root))
+        logger.info("%d pictures to upscale", len(plan.jobs))
+        teller = Teller(plan, request.options, threads=upscaler.threads, as_json=as_json)
+        run = Run(
+            upscaler=upscaler,
+            plan=plan,
+            request=request,
+            listener=teller,
+            force=force,
+            journal=journal,
+            bundle_sha256=hashlib.sha256((upscaler.bundle.path / "manifest.json").read_bytes()).hexdigest(),
+        )
+        try:
+            with teller:
+                run.run()
+        finally:
+            teller.summary(run)
+    if run.counts["failed"] or run.counts["not tried"]:
+        raise SystemExit(int(Status.FAILED))
 
 
-def report(
-    result: Result, source: Path, output: Path, options: Options, *, threads: int
-) -> Mapping[str, object]:
-    """What --json prints: sizes as WIDTHxHEIGHT, lightest class first, null where nothing applies."""
-    decision, cost = result.decision, result.cost
-    thresholds = None
-    if decision.thresholds is not None:
-        # One that no pixel is to reach is infinite, for which JSON has no number.
-        thresholds = [each if math.isfinite(each) else None for each in decision.thresholds]
-    return {
-        "input": click.format_filename(source),
-        "output": click.format_filename(output),
-        "size": format_size(result.class_map.shape[:2]),
-        "scale": options.scale,
-        "decision": {
-            "kind": decision.kind,
-            "value": decision.value,
-            "thresholds": thresholds,
-        },
-        "shares": list(result.shares),
-        "cost": {
-            "flops": cost.flops,
-            "flops_all_heavy": cost.flops_all_heavy,
-            "macs": cost.macs,
-            "macs_all_heavy": cost.macs_all_heavy,
-        },
-        "milliseconds": {stage: round(spent, 3) for stage, spent in result.milliseconds.items()},
-        "tile": format_size(result.tile),
-        "backend": result.backend,
-        "provider": result.provider,
-        "precision": result.precision,
-        "threads": threads,
-    }
+def _make_output(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"cannot make the folder {folder}: {error.strerror or error}; name another with -o"
+        ) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import re
 import signal
 import sys
@@ -89,15 +90,18 @@ def status_of(error: BaseException) -> Status:
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
+def exit_on_error(*, second_at_once: bool = False) -> Iterator[None]:
     """Turn foreseen errors, Ctrl-C and SIGTERM into one line on stderr and an exit status.
 
     Used as a decorator under `@click.command()`, so that tests reach it through click too, or as a context.
 
+    Args:
+        second_at_once: a second Ctrl-C or SIGTERM ends the process without cleaning up.
+
     Raises:
         SystemExit: with a `Status`, for an error of `pcsr.runtime.errors`, an interruption or lack of memory.
     """
-    with _sigterm_as_interrupt():
+    with _signals_as_interrupts(second_at_once=second_at_once):
         try:
             yield
         except PcsrError as error:
@@ -118,19 +122,32 @@ def _end(line: str, error: BaseException) -> NoReturn:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+def _signals_as_interrupts(*, second_at_once: bool) -> Iterator[None]:
+    seen = False
 
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal seen
+        terminated = number == signal.SIGTERM
+        if seen and second_at_once:
+            # Whatever takes so long must not be waited for. What it leaves has names that a later run sweeps.
+            os._exit(Status.TERMINATED if terminated else Status.INTERRUPTED)
+        seen = True
+        raise Terminated if terminated else KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]
+    # A shell's background job is started with Ctrl-C ignored, and stays so.
+    if second_at_once and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        numbers.append(signal.SIGINT)
     try:
-        before = signal.signal(signal.SIGTERM, terminate)
+        before = {number: signal.signal(number, interrupt) for number in numbers}
     except ValueError:  # Only the main thread may set handlers; elsewhere the program around decides.
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ PcsrError
 ├ CheckpointError      a checkpoint cannot be trusted or does not hold a PCSR network
 ├ BundleError          a bundle is missing, damaged, foreign, or lacks what was asked for
 ├ PictureError         a picture cannot be read, upscaled or written
+│ └ DiskError          the disk that it was to be written to is full, read-only or gone
 ├ BackendError         a backend is missing, broken, or did not give what was asked for
 ├ MemoryLimitError     the memory limit cannot hold the smallest piece of work
 │ └ DeviceMemoryError  the same on a GPU, or it has run out of memory
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "DeviceMemoryError",
+    "DiskError",
     "MemoryLimitError",
     "NotInstalledError",
     "OptionError",
@@ -53,6 +55,10 @@ class BundleError(PcsrError):
 
 class PictureError(PcsrError):
     """A picture cannot be read, upscaled or written."""
+
+
+class DiskError(PictureError):
+    """A picture cannot be written because its disk is full, read-only or gone, as no other can."""
 
 
 class BackendError(PcsrError):

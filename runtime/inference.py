@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from pcsr.runtime.decision import (
 )
 from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import axis, output_size, scale_key
-from pcsr.runtime.options import Decision, Options, Progress, Result
+from pcsr.runtime.options import Account, Decision, Options, Progress, PutRows, Result
 from pcsr.runtime.progress import ShareDone
 from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, plan_tiles
 
@@ -88,7 +88,19 @@ class HostRoad:
 
     def compute(self, prepared: NDArray[Any], options: Options, progress: Progress | None) -> Result:
         """Upscale it."""
-        return Inference(self._resources, prepared, options, progress).run()
+        work = Inference(self._resources, prepared, options, progress)
+        account = work.run()
+        return Result(
+            image=work.image,
+            class_map=work.class_map,
+            **{each.name: getattr(account, each.name) for each in fields(account)},
+        )
+
+    def compute_rows(
+        self, prepared: NDArray[Any], options: Options, progress: Progress | None, put: PutRows
+    ) -> Account:
+        """Upscale it and hand out rows, those of one row of tiles at a time."""
+        return Inference(self._resources, prepared, options, progress, put).run()
 
     def deliver(self, computed: Result) -> Result:
         """It is there already."""
@@ -107,8 +119,14 @@ class Inference:
     """One picture on its way."""
 
     def __init__(
-        self, resources: Resources, picture: NDArray[Any], options: Options, progress: Progress | None
+        self,
+        resources: Resources,
+        picture: NDArray[Any],
+        options: Options,
+        progress: Progress | None,
+        put: PutRows | None = None,
     ) -> None:
+        self.put = put
         self.resources = resources
         self.backend = resources.backend
         self.manifest = resources.manifest
@@ -119,7 +137,8 @@ class Inference:
         self.rows = axis(h, self.size[0])
         self.columns = axis(w, self.size[1])
         self.costs = normalised_costs(self.manifest.cost, scale_key(h, w, options.scale, self.size))
-        self.seconds = dict.fromkeys(("backbone", "classifier", "decision", "upsamplers", "compose"), 0.0)
+        stages = ["backbone", "classifier", "decision", "upsamplers", "compose"]
+        self.seconds = dict.fromkeys(stages if put is None else [*stages, "delivery"], 0.0)
         # Seconds and counts are added up by workers.
         self.adding = threading.Lock()
         self.counts = np.zeros(self.manifest.classes, dtype=np.int64)
@@ -130,16 +149,16 @@ class Inference:
         sweeps = 1 if options.kind == "k" else 2
         self.progress = ShareDone(progress, h * w, sweeps * self.size[0] * self.size[1])
 
-    def run(self) -> Result:
+    def run(self) -> Account:
         started = time.perf_counter()
         tiles, kept = self._plan()
         self.place = self.backend.place(self.rows, self.columns)
-        self.image = np.empty((*self.size, *self.picture.shape[2:]), dtype=self.picture.dtype)
-        self.class_map = np.empty(self.size, dtype=np.uint8)
+        if self.put is None:
+            self._canvas(0, self.size[0])
         if self.options.kind == "k":
             decision = self._decide_by_k()
             for tile in tiles:
-                self._colour(tile, self._tables(tile))
+                self._paint(tile, self._tables(tile))
         else:
             self.difficulty = np.empty(self.size, dtype=np.float32)
             tables: list[Tables | None] = []
@@ -149,13 +168,11 @@ class Inference:
                 tables.append(made if kept else None)
             decision = self._decide_by_picture()
             for number, tile in enumerate(tiles):
-                self._colour(tile, tables[number] or self._tables(tile))
+                self._paint(tile, tables[number] or self._tables(tile))
                 tables[number] = None
         counts: list[int] = self.counts.tolist()
-        return Result(
-            image=self.image,
-            class_map=self.class_map,
-            shares=tuple(count / self.class_map.size for count in counts),
+        return Account(
+            shares=tuple(count / (self.size[0] * self.size[1]) for count in counts),
             decision=decision,
             cost=picture_cost(self.manifest.cost, self.rows.lr * self.columns.lr, counts),
             milliseconds={
@@ -168,17 +185,41 @@ class Inference:
             precision=self.backend.precision,
         )
 
+    def _canvas(self, top: int, bottom: int) -> None:
+        """Room for output rows: all of them, or those of one row of tiles."""
+        shape = (bottom - top, self.size[1])
+        self.top = top
+        self.image = np.empty((*shape, *self.picture.shape[2:]), dtype=self.picture.dtype)
+        self.class_map = np.empty(shape, dtype=np.uint8)
+
+    def _paint(self, tile: Tile, tables: Tables) -> None:
+        """Colour a tile, and hand out the rows that it completes."""
+        if self.put is None:
+            self._colour(tile, tables)
+            return
+        if tile.hr.left == 0:
+            self._canvas(tile.hr.top, tile.hr.bottom)
+        self._colour(tile, tables)
+        if tile.hr.right == self.size[1]:
+            started = time.perf_counter()
+            self.put(self.image, self.class_map)
+            self._spent("delivery", started, threads=1)
+
     def _plan(self) -> tuple[list[Tile], bool]:
         """Tiles, and whether the tables of all of them may be kept between two sweeps."""
         h, w = self.picture.shape[:2]
         pixels = self.size[0] * self.size[1]
         two_sweeps = self.options.kind != "k"
-        output = pixels * (self.picture.itemsize * (self.picture.size // (h * w)) + 1 + 4 * two_sweeps)
+        pixel = self.picture.itemsize * (self.picture.size // (h * w)) + 1
+        difficulty = pixels * 4 * two_sweeps
+        # Rows that are handed out are there twice: somebody has those before while the next are made.
+        output = 0 if self.put is not None else pixels * pixel
+        row_bytes = 2 * pixel * -(-pixels // h) if self.put is not None else 0
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
         # Blocks of all workers at once may take a quarter of the limit; where they would take more, fewer run.
         block_bytes = block * BLOCK_BYTES_PER_PIXEL
         self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
-        fixed = self.picture.nbytes + output + self.workers * block_bytes
+        fixed = self.picture.nbytes + difficulty + output + self.workers * block_bytes
         table = sum(self.manifest.table_channels) * (4 if self.backend.precision == "fp32" else 2)
         working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
         self.side = choose_tile(
@@ -187,13 +228,15 @@ class Inference:
             halo=self.manifest.halo,
             asked=self.resources.tile,
             fixed_bytes=fixed,
+            bytes_per_row=row_bytes,
             bytes_per_pixel=working,
             limit=self.resources.memory_limit,
         )
         tiles = plan_tiles(self.rows, self.columns, self.side, halo=self.manifest.halo)
         all_tables = sum(tile.window.pixels for tile in tiles) * table
         largest = max(tile.window.pixels for tile in tiles) * working
-        kept = fixed + largest + all_tables <= self.resources.memory_limit
+        band = min(self.side, h) * row_bytes
+        kept = fixed + band + largest + all_tables <= self.resources.memory_limit
         logger.debug(
             "%d tiles of %d, tables %s between sweeps", len(tiles), self.side, "kept" if kept else "made anew"
         )
@@ -275,7 +318,8 @@ class Inference:
             residual = compose.refine(residual, classes, region, inner, self.size)
         top, left = inner.top - region.top, inner.left - region.left
         rows, columns = inner.shape
-        y, x = slice(inner.top, inner.bottom), slice(inner.left, inner.right)
+        y = slice(inner.top - self.top, inner.bottom - self.top)
+        x = slice(inner.left, inner.right)
         classes = classes[top : top + rows, left : left + columns]
         self.class_map[y, x] = classes
         counts = np.bincount(classes.reshape(-1), minlength=len(self.counts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError
 
-__all__ = ["Cost", "Decision", "Options", "Progress", "Result"]
+__all__ = ["Account", "Cost", "Decision", "Options", "Progress", "PutRows", "Result"]
 
 Picture = NDArray[Any]
 """(h, w), (h, w, 1), (h, w, 3) or (h, w, 4); uint8, uint16 or float32 (0 to 1 nominal)."""
 
 Progress = Callable[[float], object]
 """Called with the share of the work done, from 0.0 to 1.0; returning False cancels the call."""
+
+PutRows = Callable[[NDArray[Any], NDArray[np.uint8]], object]
+"""Called with the next rows of the upscaled picture, (rows, W) or (rows, W, channels), and of the class map,
+(rows, W), from top to bottom. The arrays are the caller's."""
 
 DecisionKind = Literal["k", "adaptive", "budget"]
 
@@ -111,13 +115,11 @@ class Cost:
     macs_all_heavy: int
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """An upscaled picture and how it came about.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """How an upscaled picture came about.
 
     Attributes:
-        image: same dtype and channels as the picture; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-        class_map: (H, W) uint8, the class that each pixel was sent to; 0 is the lightest.
         shares: share of the pixels in each class, lightest first; sums to 1.
         decision: rule and thresholds.
         cost: of this picture.
@@ -130,8 +132,6 @@ class Result:
         redone_tiles: tiles done again in fp32, because fp16 or int8 gave values that are not finite.
     """
 
-    image: NDArray[Any]
-    class_map: NDArray[np.uint8]
     shares: tuple[float, ...]
     decision: Decision
     cost: Cost
@@ -141,3 +141,20 @@ class Result:
     provider: str
     precision: str
     redone_tiles: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Account):
+    """An upscaled picture and how it came about; see `Account`.
+
+    Attributes:
+        image: same dtype and channels as the picture; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        class_map: (H, W) uint8, the class that each pixel was sent to; 0 is the lightest.
+    """
+
+    image: NDArray[Any]
+    class_map: NDArray[np.uint8]
+
+    def account(self) -> Account:
+        """Without the pixels."""
+        return Account(**{each.name: getattr(self, each.name) for each in fields(Account)})

@@ -108,7 +108,15 @@ def blocks(region: Region, rows: Axis, *, pixels: int, columns: int = 2048) -> I
 
 
 def choose_tile(
-    h: int, w: int, *, halo: int, asked: int | None, fixed_bytes: int, bytes_per_pixel: int, limit: int
+    h: int,
+    w: int,
+    *,
+    halo: int,
+    asked: int | None,
+    fixed_bytes: int,
+    bytes_per_pixel: int,
+    limit: int,
+    bytes_per_row: int = 0,
 ) -> int:
     """Side of the tiles: the one asked for, or the largest on the ladder that the memory limit holds.
 
@@ -120,6 +128,7 @@ def choose_tile(
         fixed_bytes: what the picture needs whatever the tile (input, output, probabilities).
         bytes_per_pixel: what an input pixel of a window needs while its tile is worked on.
         limit: bytes that a call may take.
+        bytes_per_row: what an input row of a row of tiles needs while those are worked on.
 
     Returns:
         The side; one that covers the picture where that fits, so that it is not tiled.
@@ -133,7 +142,8 @@ def choose_tile(
 
     def needed(side: int) -> int:
         margin = 2 * (halo + 1)
-        return fixed_bytes + min(h, side + margin) * min(w, side + margin) * bytes_per_pixel
+        window = min(h, side + margin) * min(w, side + margin)
+        return fixed_bytes + min(h, side) * bytes_per_row + window * bytes_per_pixel
 
     if asked is not None:
         if needed(asked) > limit:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,10 +17,15 @@ import numpy as np
 
 from pcsr.runtime.backends import Backend, DeviceBackend, Road, Wanted, open_backend
 from pcsr.runtime.bundle import Bundle, read_bundle
+from pcsr.runtime.compose import check_picture
 from pcsr.runtime.errors import ClosedError, OptionError
+from pcsr.runtime.files import FileRequest, FileResult, upscale_file
+from pcsr.runtime.folder.plan import Job
+from pcsr.runtime.folder.refusals import refuse_for_one
 from pcsr.runtime.inference import HostRoad, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
-from pcsr.runtime.options import Options, Progress, Result
+from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
+from pcsr.runtime.pictures import MAX_PIXELS, Encoding, fill_transparent
 from pcsr.runtime.shipped import find_bundle
 
 __all__ = ["Upscaler"]
@@ -157,8 +163,10 @@ class Upscaler:
 
         Args:
             picture: (h, w), (h, w, 1), (h, w, 3) RGB or (h, w, 4) RGBA; uint8, uint16, or float32 (0 to 1
-                nominal, not clipped). Alpha is interpolated bilinearly. A NumPy array, or with a backend that
-                works on a device an array there (`__cuda_array_interface__` or DLPack): so is the result then.
+                nominal, not clipped). Alpha is interpolated bilinearly, and is not multiplied into the colours;
+                in a NumPy array, what lies under wholly transparent pixels is not seen. A NumPy array, or with a
+                backend that works on a device an array there (`__cuda_array_interface__` or DLPack): so is the
+                result then.
             scale: real magnification, 1 or more.
             size: output (H, W) instead.
             k: see `Options`; with none of k, adaptive and budget, k = 0.
@@ -178,8 +186,103 @@ class Upscaler:
         """
         options = Options(scale=scale, size=size, k=k, adaptive=adaptive, budget=budget, refine=refine)
         with self._in_use():
-            prepared = self._road.prepare(picture, options, stream=stream)
+            prepared = self._prepare(picture, options, stream)
             return self._road.deliver(self._road.compute(prepared, options, progress))
+
+    def upscale_rows(
+        self,
+        picture: Any,
+        put: PutRows,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Account:
+        """Upscale a picture and hand out its rows as they are done, so that the whole never needs to be in memory.
+
+        The rows are those that a call gives. On a device they come all at once.
+
+        Args:
+            picture: as for a call; a NumPy array.
+            put: takes the next rows; what it raises ends the work.
+            progress: as for a call.
+            **options: scale, size, k, adaptive, budget, refine: as for a call.
+
+        Raises:
+            What a call raises.
+        """
+        asked = Options(**options)
+        with self._in_use():
+            return self._road.compute_rows(self._prepare(picture, asked, None), asked, progress, put)
+
+    def upscale_file(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        k: float | None = None,
+        adaptive: bool = False,
+        budget: float | None = None,
+        refine: bool = False,
+        encoding: Encoding | None = None,
+        page: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        salvage: bool = False,
+        class_map: str | os.PathLike[str] | None = None,
+        overlay: str | os.PathLike[str] | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> FileResult:
+        """Upscale a picture file: decoding, computing and encoding overlap, and the output need not fit in memory.
+
+        The outputs appear whole, or none of them does. Colour profile, EXIF, XMP, IPTC and resolution are kept,
+        orientation is applied, bit depth stays.
+
+        Args:
+            source: PNG, JPEG, TIFF, WebP, AVIF, GIF or BMP, by its content.
+            target: file to be written; its ending tells the format, unless `encoding` does.
+            scale: as for a call.
+            size: as for a call.
+            k: as for a call.
+            adaptive: as for a call.
+            budget: as for a call.
+            refine: as for a call.
+            encoding: format, quality, compression.
+            page: of a file with several, 1 for the first; None: all, where the target's format holds them.
+            max_pixels: larger inputs are refused by their header.
+            salvage: take what decodes of a damaged file; the result's notes say so.
+            class_map: PNG file for the class map.
+            overlay: file for the picture with the classes laid over it.
+            force: replace files that exist.
+            progress: as for a call.
+
+        Raises:
+            OptionError: contradictory or meaningless arguments, or a target that exists or is the source.
+            PictureError: the source cannot be read, or a target cannot be written (`DiskError`: nor can any other
+                on that disk) or hold it.
+            What a call raises.
+        """
+        request = FileRequest(
+            source=Path(source),
+            target=Path(target),
+            options=Options(scale=scale, size=size, k=k, adaptive=adaptive, budget=budget, refine=refine),
+            encoding=encoding or Encoding(),
+            page=page,
+            max_pixels=max_pixels,
+            salvage=salvage,
+            class_map=None if class_map is None else Path(class_map),
+            overlay=None if overlay is None else Path(overlay),
+            replace=force,
+        )
+        job = Job(str(source), request.source, request.target, request.class_map, request.overlay)
+        try:
+            refuse_for_one(job, root=None, form=request.encoding.form, replace=force)
+        except OSError as error:
+            raise OptionError(
+                f"cannot look up {error.filename}: {error.strerror}; check permissions"
+            ) from error
+        return upscale_file(self, request, progress)
 
     def map(
         self, pictures: Iterable[Any], *, progress: Progress | None = None, **options: Any
@@ -210,7 +313,7 @@ class Upscaler:
                     try:
                         picture = next(rest)
                         with self._in_use():
-                            prepared = self._road.prepare(picture, asked, stream=stream)
+                            prepared = self._prepare(picture, asked, stream)
                         pending.append((prepared, ahead.submit(compute, prepared)))
                     except StopIteration:
                         break
@@ -231,6 +334,12 @@ class Upscaler:
                 # An error holds this frame, which must not hold the error and the pictures in turn.
                 failed = None
                 pending.clear()
+
+    def _prepare(self, picture: Any, options: Options, stream: Any) -> Any:
+        if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 4:
+            check_picture(picture)
+            picture = fill_transparent(picture)
+        return self._road.prepare(picture, options, stream=stream)
 
     def _deliver(self, computed: Any) -> Result:
         with self._in_use():

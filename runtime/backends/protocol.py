@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.geometry import Axis
-from pcsr.runtime.options import Options, Progress, Result
+from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
 
 __all__ = ["Backend", "DeviceBackend", "Road", "Tables"]
@@ -95,6 +95,11 @@ class Road(Protocol):
 
     def compute(self, prepared: Any, options: Options, progress: Progress | None) -> Any:
         """Upscale what was prepared; where it fails, nothing is left to deliver."""
+
+    def compute_rows(
+        self, prepared: Any, options: Options, progress: Progress | None, put: PutRows
+    ) -> Account:
+        """Upscale what was prepared and hand out rows as they are done; nothing is left to deliver."""
 
     def deliver(self, computed: Any) -> Result:
         """Bring the result to the caller."""

@@ -19,7 +19,7 @@ from pcsr.runtime.device.memory import MemoryGate
 from pcsr.runtime.device.place import Places
 from pcsr.runtime.device.tiles import Output, PictureOnDevice
 from pcsr.runtime.errors import DeviceMemoryError, OptionError, PictureError
-from pcsr.runtime.options import Options, Progress, Result
+from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 
 __all__ = ["Computed", "DeviceRoad"]
 
@@ -128,6 +128,14 @@ class DeviceRoad:
         except BaseException:
             self._streams.give(prepared.copies)
             raise
+
+    def compute_rows(
+        self, prepared: Prepared, options: Options, progress: Progress | None, put: PutRows
+    ) -> Account:
+        """Upscale a picture and hand it out, all rows at once: on a device a picture is whole."""
+        result = self.deliver(self.compute(prepared, options, progress))
+        put(result.image, result.class_map)
+        return result.account()
 
     def deliver(self, computed: Computed) -> Result:
         """Bring the result to where the picture came from."""

@@ -99,7 +99,9 @@ class RowPipe:
         self._append(self._deflate.compress(filtered.data))
 
     def close(self) -> None:
-        """No more rows come."""
+        """No more rows come; once is enough."""
+        if self._closed:
+            return
         self._append(self._deflate.flush())
         with self._arrived:
             self._queue(_chunk(b"IEND", b""))

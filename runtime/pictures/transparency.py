@@ -16,8 +16,13 @@ __all__ = ["fill_transparent"]
 Float = NDArray[np.float32]
 
 
+# Pixels further from all visible ones than any network looks stay as they are: it does not matter what they are, and
+# a piece at a time takes little memory.
+PIECE, MARGIN = 1024, 64
+
+
 def fill_transparent(picture: NDArray[Any]) -> NDArray[Any]:
-    """The same picture with the colours of its visible pixels carried on into the wholly transparent ones.
+    """The same picture with the colours of its visible pixels carried on into the wholly transparent ones near them.
 
     Averages over ever larger squares, of visible pixels only, until every square has one ("push-pull": Gortler et
     al., The Lumigraph, 1996, section 3.4).
@@ -33,10 +38,20 @@ def fill_transparent(picture: NDArray[Any]) -> NDArray[Any]:
     if visible.all() or not visible.any():
         return picture
     filled = picture.copy()
-    colour = _filled(picture[..., :3].astype(np.float32), visible.astype(np.float32))
-    if picture.dtype != np.float32:
-        np.rint(colour, out=colour)
-    filled[..., :3][~visible] = colour[~visible].astype(picture.dtype)
+    h, w = visible.shape
+    for top in range(0, h, PIECE):
+        for left in range(0, w, PIECE):
+            above, before = max(top - MARGIN, 0), max(left - MARGIN, 0)
+            window = (slice(above, top + PIECE + MARGIN), slice(before, left + PIECE + MARGIN))
+            if visible[window].all() or not visible[window].any():
+                continue
+            colour = _filled(picture[window][..., :3].astype(np.float32), visible[window].astype(np.float32))
+            if picture.dtype != np.float32:
+                np.rint(colour, out=colour)
+            piece = (slice(top, top + PIECE), slice(left, left + PIECE))
+            inner = colour[top - above :, left - before :][:PIECE, :PIECE]
+            hidden = ~visible[piece]
+            filled[piece][..., :3][hidden] = inner[hidden].astype(picture.dtype)
     return filled
 
 
@@ -45,7 +60,8 @@ def _filled(colour: Float, weight: Float) -> Float:
     if weight.all():
         return colour
     counts = _halved(weight)
-    means: Float = _halved(colour * weight[..., None]) / np.maximum(counts, np.float32(1))[..., None]
+    sums, squares = _halved(colour * weight[..., None]), np.maximum(counts, np.float32(1))[..., None]
+    means = np.divide(sums, squares, dtype=np.float32)
     coarse = _filled(means, (counts > 0).astype(np.float32))
     h, w = weight.shape
     above = coarse.repeat(2, axis=0)[:h].repeat(2, axis=1)[:, :w]

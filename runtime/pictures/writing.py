@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.atomic import whole_output
-from pcsr.runtime.errors import OptionError, PictureError
+from pcsr.runtime.errors import DiskError, OptionError, PictureError
 from pcsr.runtime.pictures.formats import FORMATS, Format, check_writable, output_format
-from pcsr.runtime.pictures.metadata import put_metadata
+from pcsr.runtime.pictures.metadata import add_exif_to_tiff, put_metadata
 from pcsr.runtime.pictures.picture import Picture
 from pcsr.runtime.pictures.rows import RowPipe
 
 __all__ = ["Encoding", "PictureWriter", "write_picture"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 QUALITY = 95
 # From here up a TIFF needs 64-bit offsets; compression may not help, so the raw size decides.
@@ -126,7 +130,8 @@ def write_picture(
 
     Raises:
         OptionError: the name ends in no known format.
-        PictureError: the format cannot hold the picture, or the file cannot be written.
+        PictureError: the format cannot hold the picture, or the file cannot be written (`DiskError`: because the
+            disk is full, read-only or gone).
     """
     encoding = Encoding(quality=quality) if encoding is None else encoding
     with PictureWriter(
@@ -157,7 +162,6 @@ class PictureWriter:
         pages: int = 1,
         animation: Mapping[str, int | list[int]] | None = None,
         replace: bool = True,
-        before: Callable[[BinaryIO], object] | None = None,
         waiting_bytes: int = WAITING_BYTES,
     ) -> None:
         """Begin a file.
@@ -171,7 +175,6 @@ class PictureWriter:
             pages: pictures of this shape, all to be put one after another.
             animation: as in `Header`, for formats that have such a thing.
             replace: a file that exists.
-            before: called with the complete file right before it takes its name.
             waiting_bytes: of rows that may wait for the encoder; `put` blocks while more do.
 
         Raises:
@@ -188,9 +191,12 @@ class PictureWriter:
         self._grey_alpha = bool(like and like.grey_alpha and len(shape) == 3 and shape[2] == 4)
         self._bands = 2 if self._grey_alpha else 1 if len(shape) == 2 else shape[2]
         self._pages, self._animation = pages, dict(animation or {}) if pages > 1 else {}
-        self._replace, self._before = replace, before
+        self._replace = replace
         self._pipe = RowPipe(shape[0] * pages, shape[1], self._bands, dtype, limit=waiting_bytes)
         self._failed: BaseException | None = None
+        # The file when all of it is on the disk, and whether it may take its name.
+        self._complete: queue.Queue[BinaryIO | None] = queue.Queue()
+        self._verdict: queue.Queue[bool] = queue.Queue()
         self.notes: list[str] = []
         self._thread = threading.Thread(target=self._work, name="pcsr-encode")
         self._thread.start()
@@ -209,6 +215,23 @@ class PictureWriter:
             rows = _rounded(rows, self._bits)
         self._pipe.put(rows)
 
+    def complete(self, look: Callable[[BinaryIO], T]) -> T:
+        """Wait until all of the file is on the disk; it has not taken its name yet.
+
+        Args:
+            look: is given the file, to read it.
+
+        Raises:
+            PictureError: it cannot be written.
+        """
+        self._pipe.close()
+        file = self._complete.get()
+        self._complete.put(file)
+        if file is None:
+            self._end(place=False)
+        assert file is not None
+        return look(file)
+
     def finish(self) -> None:
         """Wait until the file is complete and in its place.
 
@@ -216,10 +239,19 @@ class PictureWriter:
             PictureError: it cannot be written.
         """
         self._pipe.close()
+        self._end(place=True)
+
+    def abandon(self) -> None:
+        """Drop what was written; nothing of it stays."""
+        self._pipe.abandon()
+        self._verdict.put(False)
+        self._thread.join()
+
+    def _end(self, *, place: bool) -> None:
+        self._verdict.put(place)
         self._thread.join()
         for note in self.notes:
             logger.warning("%s: %s", self._path, note)
-        self.notes.clear()
         error = self._failed
         if error is None:
             return
@@ -227,20 +259,12 @@ class PictureWriter:
             raise PictureError(
                 f"{self._path} appeared meanwhile and was left as it is; give --force to replace it, or another name"
             ) from error
-        if isinstance(error, OSError):
-            raise PictureError(
-                f"cannot write {self._path}: {error.strerror or error}; check folder, permission and space"
-            ) from error
-        if type(error).__module__.startswith("pyvips"):
-            raise PictureError(
-                f"cannot write {self._path}{_reason(error)}; check that the disk has space"
-            ) from error
+        is_vips = type(error).__module__.startswith("pyvips")
+        if is_vips or isinstance(error, OSError):
+            reason = _reason(error) if is_vips else f": {getattr(error, 'strerror', None) or error}"
+            kind = DiskError if _disk_is_done(error) else PictureError
+            raise kind(f"cannot write {self._path}{reason}; check folder, permission and space") from error
         raise error
-
-    def abandon(self) -> None:
-        """Drop what was written; nothing of it stays."""
-        self._pipe.abandon()
-        self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -255,11 +279,17 @@ class PictureWriter:
 
     def _work(self) -> None:
         try:
-            with whole_output(self._path, replace=self._replace, before=self._before) as file:
+            with whole_output(self._path, replace=self._replace, before=self._ask) as file:
                 self._encode(file)
         except BaseException as error:  # told by `finish`, in the thread that waits
             self._failed = error
             self._pipe.abandon()
+            self._complete.put(None)
+
+    def _ask(self, file: BinaryIO) -> None:
+        self._complete.put(file)
+        if not self._verdict.get():
+            raise PictureError(f"{self._path} was not wanted any more")
 
     def _encode(self, file: BinaryIO) -> None:
         import pyvips
@@ -283,6 +313,8 @@ class PictureWriter:
         # Through the descriptor: no path for libvips to interpret, and no encoded copy in memory.
         target = pyvips.Target.new_to_descriptor(file.fileno())
         getattr(image, f"{self._form.saver}save_target")(target, **options)
+        if self._form.name == "tiff" and self._like is not None:
+            self.notes += add_exif_to_tiff(file, self._like, self._size)
 
 
 def _grey_and_alpha(rows: NDArray[Any]) -> NDArray[Any]:
@@ -297,6 +329,17 @@ def _rounded(rows: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
     """Rounded to so many bits, in the upper ones; libvips cuts off the others."""
     full = (1 << bits) - 1
     return ((rows.astype(np.uint32) * full + 32767) // 65535 << (16 - bits)).astype(np.uint16)
+
+
+# Of the disk, and so of every other file that is to be written there.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+
+
+def _disk_is_done(error: BaseException) -> bool:
+    # libvips tells the system's error by its words only.
+    words = {os.strerror(number) for number in DISK_ERRORS}
+    detail = getattr(error, "detail", "")
+    return getattr(error, "errno", None) in DISK_ERRORS or any(each in detail for each in words)
 
 
 def _reason(error: BaseException) -> str:

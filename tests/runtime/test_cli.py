@@ -15,8 +15,7 @@ import skimage.data
 from click.testing import CliRunner, Result
 
 from pcsr.runtime import Upscaler
-from pcsr.runtime.cli import default_output, main
-from pcsr.runtime.options import Options
+from pcsr.runtime.cli import main
 from pcsr.runtime.pictures import read_picture, write_picture
 
 PHOTO = skimage.data.coffee()[150:190, 200:253]
@@ -58,7 +57,7 @@ def files(folder: Path) -> list[str]:
         (["-o", "photo.png", "--force"], "the input"),
         (["-o", "link.png", "--force"], "the input"),
         (["-o", "there.png"], "--force"),
-        (["-o", "folder.png", "--force"], "is a folder"),
+        (["-o", "there.png/", "--force"], "there.png"),
         (["-o", "out.png", "--class-map", "map.jpg"], "PNG"),
         (["-o", "out.png", "--class-map", "there.png"], "--force"),
         (["-o", "out.png", "--class-map", "out.png"], "another name"),
@@ -127,7 +126,7 @@ def test_json_is_one_object_with_all_there_is_to_know(photo: Path, small_bundle:
 
     assert set(report) == {
         "input", "output", "size", "scale", "decision", "shares", "cost", "milliseconds",
-        "tile", "backend", "provider", "precision", "threads",
+        "tile", "backend", "provider", "precision", "threads", "notes",
     }  # fmt: skip
     assert (report["input"], report["output"]) == (str(photo), str(out))
     assert (report["size"], report["scale"], report["tile"]) == ("120x90", None, "53x40")
@@ -207,14 +206,19 @@ def test_a_picture_alone_is_enough(photo: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("photo.JPG", Options(scale=2.5), "photo_x2.5.JPG"),
-        ("a.b.webp", Options(size=(60, 64)), "a.b_64x60.webp"),
-        ("photo.gif", Options(scale=4), "photo_x4.png"),
-        ("photo", Options(scale=3.0), "photo_x3.png"),
+        ("photo.JPG", ["-s", "2.5"], "photo_x2.5.JPG"),
+        ("a.b.webp", ["--size", "64x60"], "a.b_64x60.webp"),
+        ("photo.gif", ["-s", "3.0"], "photo_x3.png"),
+        ("photo", ["-s", "1", "--format", "tiff"], "photo_x1.tif"),
     ],
 )
-def test_the_default_output_lies_beside_the_input(name: str, options: Options, expected: str) -> None:
-    assert default_output(Path("pictures") / name, options) == Path("pictures") / expected
+def test_the_default_output_lies_beside_the_input(
+    photo: Path, small_bundle: Path, name: str, options: list[str], expected: str
+) -> None:
+    photo.rename(photo.with_name(name))
+    result = upscale(photo.with_name(name), "-b", small_bundle, *options)
+    assert result.exit_code == 0, result.stderr
+    assert files(photo.parent) == sorted([name, expected])
 
 
 @pytest.mark.parametrize("name", ["", ".", "/"])

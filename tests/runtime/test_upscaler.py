@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,12 +73,58 @@ def test_16_bit_is_not_8_bit(up: Upscaler) -> None:
     assert len(np.unique(up(ramp, scale=4).image)) > 150
 
 
-def test_alpha_is_the_bilinear_base_and_does_not_touch_the_colours(up: Upscaler, photo: np.ndarray) -> None:
-    alpha = np.zeros((*photo.shape[:2], 1), np.uint8)
+def test_alpha_is_the_bilinear_base_and_does_not_touch_colours_that_are_seen(
+    up: Upscaler, photo: np.ndarray
+) -> None:
+    alpha = np.full((*photo.shape[:2], 1), 3, np.uint8)
     alpha[:, 30:] = 255
     result = up(np.concatenate([photo, alpha], 2), scale=2)
     np.testing.assert_array_equal(result.image[..., :3], up(photo, scale=2).image)
-    assert set(np.unique(result.image[..., 3])) == {0, 64, 191, 255}
+    assert set(np.unique(result.image[..., 3])) == {3, 66, 192, 255}
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_what_lies_under_transparent_pixels_leaves_no_fringe(up: Upscaler, hidden: int) -> None:
+    # An evenly coloured square on nothing: wherever the result is seen at all, it has that colour.
+    colour = np.array([180, 120, 60])
+    picture = np.full((40, 40, 4), hidden, np.uint8)
+    picture[..., 3] = 0
+    picture[12:28, 12:28] = (*colour, 255)
+    evenly = up(np.full((40, 40, 3), colour, np.uint8), scale=3).image.astype(int)
+    image = up(picture, scale=3).image
+
+    assert (image[..., 3] > 0).any()
+    assert (image[..., 3] < 255).any()
+    np.testing.assert_array_equal(image[..., :3], evenly)
+
+
+@pytest.mark.parametrize("rule", [{}, {"adaptive": True}, {"budget": 0.4, "refine": True}])
+@pytest.mark.parametrize("tile", [None, 16])
+def test_rows_handed_out_are_the_picture(
+    small_bundle: Path, photo: np.ndarray, rule: dict[str, Any], tile: int | None
+) -> None:
+    with Upscaler.open(small_bundle, threads=2, tile=tile) as up:
+        expected = up(photo, scale=2.5, **rule)
+        bands: list[tuple[np.ndarray, np.ndarray]] = []
+        account = up.upscale_rows(photo, lambda *rows: bands.append(rows), scale=2.5, **rule)
+
+    assert len(bands) == (1 if tile is None else 4)
+    np.testing.assert_array_equal(np.concatenate([image for image, _ in bands]), expected.image)
+    np.testing.assert_array_equal(np.concatenate([classes for _, classes in bands]), expected.class_map)
+    assert (account.shares, account.decision, account.cost) == (
+        expected.shares,
+        expected.decision,
+        expected.cost,
+    )
+
+
+def test_what_takes_rows_can_end_the_work(up: Upscaler, photo: np.ndarray) -> None:
+    def put(*rows: np.ndarray) -> None:
+        raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        up.upscale_rows(photo, put, scale=2)
+    assert up(photo, scale=2).image.shape == (100, 134, 3)
 
 
 def test_float_pictures_are_neither_clipped_nor_clamped(up: Upscaler, photo: np.ndarray) -> None:
