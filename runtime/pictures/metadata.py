@@ -7,12 +7,13 @@ would show the old one.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
+from pcsr.runtime.pictures.exif import add_to_tiff, exif_block, exif_of_block, shortened
 from pcsr.runtime.pictures.formats import Format
 from pcsr.runtime.pictures.picture import ICC, Picture
 
-__all__ = ["carried", "put_metadata"]
+__all__ = ["EXIF", "add_exif_to_tiff", "carried", "put_metadata"]
 
 EXIF, XMP, IPTC = "exif-data", "xmp-data", "iptc-data"
 CARRIED = (ICC, EXIF, XMP, IPTC, "resolution-unit")
@@ -20,7 +21,11 @@ CARRIED = (ICC, EXIF, XMP, IPTC, "resolution-unit")
 # in the first are TIFF's own, which other files have no use for.
 EXIF_STALE = ("exif-ifd0-Orientation", "exif-ifd0-ImageWidth", "exif-ifd0-ImageLength", "exif-ifd1-")
 LABELS = {ICC: "the colour profile", EXIF: "EXIF", XMP: "XMP", IPTC: "IPTC"}
-# What libvips writes in each format.
+# A segment of a JPEG has 65533 bytes with the mark of what is in it; longer ones libvips leaves out and says nothing.
+# EXIF it leaves out of all files where it is longer, but for TIFF, into which it is not libvips that writes it.
+LONGEST_EXIF = 65000
+LONGEST_IN_JPEG = {XMP: 65500, IPTC: 65400}
+# What is written in each format.
 HELD = {
     "png": (ICC, EXIF, XMP),
     "jpeg": (ICC, EXIF, XMP, IPTC),
@@ -68,6 +73,19 @@ def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int])
             # A profile of another kind of colour makes readers refuse the file or show it wrongly.
             notes.append(f"the colour profile of the input is for {value[16:20]!r} and was left out")
             continue
+        if form.name == "jpeg" and len(value) > LONGEST_IN_JPEG.get(name, len(value)):
+            notes.append(
+                f"{LABELS[name]} was left out: its {len(value)} bytes are more than a JPEG file holds"
+            )
+            continue
+        if name == EXIF:
+            # Into a TIFF it is put afterwards.
+            if form.name == "tiff" or not isinstance(value, bytes):
+                continue
+            value, more = _fit_exif(value, form)  # noqa: PLW2901
+            notes += more
+            if not value:
+                continue
         if name == XMP and isinstance(value, bytes):
             value = _upright_xmp(value, size)  # noqa: PLW2901
         if name == IPTC and isinstance(value, bytes) and form.name == "jpeg":
@@ -80,6 +98,45 @@ def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int])
         # An empty thumbnail in place of the old one: it stands within the EXIF block, too.
         image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", b"")
     return image, notes
+
+
+DAMAGED_EXIF = "EXIF is damaged: what of it cannot be read was left out"
+
+
+def _fit_exif(block: bytes, form: Format) -> tuple[bytes, list[str]]:
+    """What of a block can be given to libvips, which writes no file at all with some that are damaged; and notes."""
+    exif, notes = exif_of_block(block), []
+    if exif.lost:
+        notes.append(DAMAGED_EXIF)
+    if long := len(block) > LONGEST_EXIF:
+        notes.append(
+            f"the longest parts of EXIF were left out: {form.label} files hold {LONGEST_EXIF} bytes of it"
+        )
+    if exif.lost or long:
+        exif = shortened(exif, LONGEST_EXIF)
+        block = exif_block(exif) if exif else b""
+    return block, notes
+
+
+def add_exif_to_tiff(file: BinaryIO, like: Picture, size: tuple[int, int]) -> list[str]:
+    """Put the EXIF of another picture into a TIFF that libvips has written, and say what could not be kept.
+
+    Args:
+        file: open to be read and written.
+        like: what the picture in it was made from.
+        size: its (H, W); of one page.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    block = like.metadata.get(EXIF)
+    if not isinstance(block, bytes):
+        return []
+    exif = exif_of_block(block)
+    notes = [DAMAGED_EXIF] if exif.lost else []
+    if exif and not add_to_tiff(file, exif, size):
+        notes.append("EXIF was left out: a TIFF of this size has no room for it")
+    return notes
 
 
 # XMP is XML, written by hundreds of programs. It is edited in place rather than parsed, so that what is not

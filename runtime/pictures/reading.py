@@ -20,8 +20,10 @@ import numpy as np
 
 from pcsr.runtime.errors import OptionError, PictureError
 from pcsr.runtime.pictures import png, tiff
+from pcsr.runtime.pictures.exif import exif_block, exif_of_directory
 from pcsr.runtime.pictures.formats import INPUT_LABELS, format_of
 from pcsr.runtime.pictures.lazy import LazyPages
+from pcsr.runtime.pictures.metadata import EXIF
 from pcsr.runtime.pictures.picture import ICC, MAX_PIXELS, Header, Picture
 from pcsr.runtime.pictures.pillow import PillowFile
 from pcsr.runtime.pictures.refusals import damaged, reason, unreadable
@@ -121,6 +123,8 @@ class PictureFile:
         self._form = form
         self._content: bytes | None = None
         self._pillow: PillowFile | None = None
+        # Of a TIFF, offsets of the directories of its pages.
+        self._directories: list[int] = []
         self.header = self._header()
 
     def sha256(self) -> str:
@@ -180,7 +184,7 @@ class PictureFile:
         if self._form == "bmp" or (self._form == "png" and png.is_animated(self._read_at)):
             return self._pillow_header()
         if self._form == "tiff":
-            self._check_tiff()
+            self._look_into_tiff()
         try:
             image = self._load(None, strict=not self._salvage)
         except _vips_error() as error:
@@ -207,9 +211,10 @@ class PictureFile:
                 f"{self._path} has {self._bytes >> 20} MiB, more than {w}x{h} pixels can need; get an intact copy"
             )
 
-    def _check_tiff(self) -> None:
-        """Refuse 16-bit floating point, which libvips takes for integers."""
+    def _look_into_tiff(self) -> None:
+        """Find the pages, and refuse 16-bit floating point, which libvips takes for integers."""
         for directory in tiff.directories(self._read_at):
+            self._directories.append(directory.offset)
             if directory.number(SAMPLE_FORMAT, 1) == 3 and directory.number(BITS_PER_SAMPLE) == 16:
                 raise PictureError(
                     f"{self._path} has samples of 16-bit floating point; convert it to 32-bit floating point first"
@@ -244,7 +249,20 @@ class PictureFile:
         pages = range(number, self.header.pages if together else number + 1)
         h = image.height // len(pages) if together else image.height
         self._check_size(h, image.width)
-        return LazyPages(image, self._form, self._path, pages, notes=notes or [])
+        metadata, more = self._beside(number)
+        notes = [*(notes or []), *more]
+        return LazyPages(image, self._form, self._path, pages, notes=notes, metadata=metadata)
+
+    def _beside(self, number: int) -> tuple[dict[str, bytes | str], list[str]]:
+        """Metadata of a page that libvips does not find, and notes on what is wrong with them."""
+        layout = tiff.layout(self._read_at)
+        if layout is None or number >= len(self._directories):
+            return {}, []
+        exif = exif_of_directory(
+            self._read_at, tiff.Directory(self._read_at, layout, self._directories[number])
+        )
+        notes = ["has damaged EXIF: what of it cannot be read is left out"] if exif.lost else []
+        return ({EXIF: exif_block(exif)} if exif else {}), notes
 
     def _load(self, page: int | None, *, strict: bool, to_the_end: bool = False) -> Any:
         """The lazy image, by the format's own loader: libvips must not pick another for a file that looks like two."""
