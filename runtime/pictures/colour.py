@@ -16,7 +16,8 @@ SAMPLES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
 """NumPy's types of libvips' samples that are taken."""
 
 # libvips' names for grey and RGB, with or without alpha.
-GREY_OR_RGB = {"b-w", "grey16", "srgb", "rgb", "rgb16", "scrgb"}
+GREY = {"b-w", "grey16"}
+GREY_OR_RGB = GREY | {"srgb", "rgb", "rgb16", "scrgb"}
 LAB = {"lab", "labs", "labq"}
 
 
@@ -55,6 +56,11 @@ def grey_or_rgb(image: Any, path: Path) -> tuple[Any, bool, list[str]]:
             f"{path} has samples of type {image.format}; convert it to 8- or 16-bit or float samples first"
         )
     known = image.interpretation in GREY_OR_RGB or (image.interpretation == "multiband" and image.bands == 1)
+    if image.interpretation in GREY and image.bands == 3:
+        notes.append("has three channels of grey: taken as RGB")
+    elif image.interpretation in GREY and image.bands > 3:
+        # Nothing says that the fourth is transparency.
+        known = False
     if not known or image.bands > 4:
         raise PictureError(
             f"{path} has {image.bands} channels of kind {image.interpretation}; "

@@ -29,6 +29,7 @@ class LazyPages:
         *,
         notes: Sequence[str] = (),
         metadata: Mapping[str, bytes | str] | None = None,
+        holds: object = None,
     ) -> None:
         """Take an image as loaded.
 
@@ -39,12 +40,14 @@ class LazyPages:
             pages: numbers of those that are in the image, from 0.
             notes: of what is known of it.
             metadata: that libvips did not find.
+            holds: what libvips needs as long as it reads the image.
 
         Raises:
             PictureError: samples or channels that mean nothing here.
         """
         import pyvips
 
+        self._holds = holds
         self._form, self._pages, self._h = form, pages, image.height // len(pages)
         image, self._grey_alpha, converted = grey_or_rgb(image, path)
         self._image, self._notes = image, (*notes, *converted)

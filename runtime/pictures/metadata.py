@@ -148,16 +148,26 @@ def _property(name: bytes) -> re.Pattern[bytes]:
 XMP_ORIENTATION = _property(b"tiff:Orientation")
 XMP_WIDTHS = [_property(b"tiff:ImageWidth"), _property(b"exif:PixelXDimension")]
 XMP_HEIGHTS = [_property(b"tiff:ImageLength"), _property(b"exif:PixelYDimension")]
-XMP_THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
+XMP_THUMBNAILS = [(b"<%s:Thumbnails>" % prefix, b"</%s:Thumbnails>" % prefix) for prefix in (b"xmp", b"xap")]
 
 
 def _upright_xmp(packet: bytes, size: tuple[int, int]) -> bytes:
-    packet = XMP_THUMBNAILS.sub(b"", packet)
+    for opening, closing in XMP_THUMBNAILS:
+        packet = _without(packet, opening, closing)
     packet = XMP_ORIENTATION.sub(rb"\g<1>1", packet)
     for patterns, length in ((XMP_HEIGHTS, size[0]), (XMP_WIDTHS, size[1])):
         for pattern in patterns:
             packet = pattern.sub(rb"\g<1>%d" % length, packet)
     return packet
+
+
+def _without(packet: bytes, opening: bytes, closing: bytes) -> bytes:
+    # Searched for step by step: a pattern for all of it would start over from each of a million openings.
+    kept, at = [], 0
+    while (first := packet.find(opening, at)) >= 0 and (last := packet.find(closing, first)) >= 0:
+        kept.append(packet[at:first])
+        at = last + len(closing)
+    return b"".join([*kept, packet[at:]])
 
 
 # IPTC records stand bare in TIFF files and in JPEG files within a block of Photoshop's, beside things that describe

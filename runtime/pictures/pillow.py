@@ -1,4 +1,4 @@
-"""What libvips does not read here: BMP, animated PNG, and TIFF whose colours lie in separate tiles; through Pillow."""
+"""What libvips does not read here: BMP and animated PNG; through Pillow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PillowFile:
     """
 
     def __init__(self, form: str, file: BinaryIO) -> None:
-        """Open a "bmp", "png" or "tiff".
+        """Open a "bmp" or "png".
 
         Raises:
             Whatever Pillow raises: OSError, ValueError, SyntaxError, struct.error and more.
@@ -67,10 +67,6 @@ def _opener(form: str) -> Callable[[BinaryIO], Any]:
         from PIL.BmpImagePlugin import BmpImageFile
 
         return BmpImageFile
-    if form == "png":
-        from PIL.PngImagePlugin import PngImageFile
+    from PIL.PngImagePlugin import PngImageFile
 
-        return PngImageFile
-    from PIL.TiffImagePlugin import TiffImageFile
-
-    return TiffImageFile
+    return PngImageFile

@@ -20,12 +20,13 @@ import numpy as np
 
 from pcsr.runtime.errors import OptionError, PictureError
 from pcsr.runtime.pictures import png, tiff
-from pcsr.runtime.pictures.exif import exif_block, exif_of_directory
+from pcsr.runtime.pictures.exif import Exif, exif_block, exif_of_directory
 from pcsr.runtime.pictures.formats import INPUT_LABELS, format_of
 from pcsr.runtime.pictures.lazy import LazyPages
 from pcsr.runtime.pictures.metadata import EXIF
 from pcsr.runtime.pictures.picture import ICC, MAX_PIXELS, Header, Picture
 from pcsr.runtime.pictures.pillow import PillowFile
+from pcsr.runtime.pictures.planes import PlanesError, SeparatePlanes
 from pcsr.runtime.pictures.refusals import damaged, reason, unreadable
 
 __all__ = ["PictureFile", "open_picture", "read_picture"]
@@ -188,8 +189,6 @@ class PictureFile:
         try:
             image = self._load(None, strict=not self._salvage)
         except _vips_error() as error:
-            if self._form == "tiff" and "separate planes" in str(error):
-                return self._pillow_header()
             raise self._damaged(error) from error
         self._check_size(image.height, image.width)
         pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
@@ -245,33 +244,42 @@ class PictureFile:
     def _open_page(self, number: int, *, strict: bool, notes: list[str] | None = None) -> LazyPages:
         several = self.header.pages > 1
         together = several and bool(self.header.animation)
-        image = self._load(number if several else None, strict=strict, to_the_end=together)
+        directory = self._directory(number)
+        planes = None
+        if directory is not None and SeparatePlanes.needed(directory):
+            planes = SeparatePlanes(self._read_at, self._bytes, directory)
+            image = self._joined(planes, strict=strict)
+        else:
+            image = self._load(number if several else None, strict=strict, to_the_end=together)
         pages = range(number, self.header.pages if together else number + 1)
         h = image.height // len(pages) if together else image.height
         self._check_size(h, image.width)
-        metadata, more = self._beside(number)
-        notes = [*(notes or []), *more]
-        return LazyPages(image, self._form, self._path, pages, notes=notes, metadata=metadata)
+        exif = Exif() if directory is None else exif_of_directory(self._read_at, directory)
+        return LazyPages(
+            image,
+            self._form,
+            self._path,
+            pages,
+            notes=[
+                *(notes or []),
+                *(["has damaged EXIF: what of it cannot be read is left out"] if exif.lost else []),
+            ],
+            metadata={EXIF: exif_block(exif)} if exif else {},
+            holds=planes,
+        )
 
-    def _beside(self, number: int) -> tuple[dict[str, bytes | str], list[str]]:
-        """Metadata of a page that libvips does not find, and notes on what is wrong with them."""
+    def _directory(self, number: int) -> tiff.Directory | None:
+        """Of a page of a TIFF."""
         layout = tiff.layout(self._read_at)
         if layout is None or number >= len(self._directories):
-            return {}, []
-        exif = exif_of_directory(
-            self._read_at, tiff.Directory(self._read_at, layout, self._directories[number])
-        )
-        notes = ["has damaged EXIF: what of it cannot be read is left out"] if exif.lost else []
-        return ({EXIF: exif_block(exif)} if exif else {}), notes
+            return None
+        return tiff.Directory(self._read_at, layout, self._directories[number])
 
     def _load(self, page: int | None, *, strict: bool, to_the_end: bool = False) -> Any:
         """The lazy image, by the format's own loader: libvips must not pick another for a file that looks like two."""
         import pyvips
 
-        options: dict[str, Any] = {
-            "access": "sequential",
-            "fail_on": FAIL_ON.get(self._form, "error") if strict else "none",
-        }
+        options = self._options(strict=strict)
         # What libvips did not raise, of a picture salvaged before, would be told as the reason of the next error.
         pyvips.vips_lib.vips_error_clear()
         if page is not None:
@@ -283,6 +291,16 @@ class PictureFile:
             source = pyvips.Source.new_from_descriptor(self._file.fileno())
             return getattr(pyvips.Image, f"{loader}load_source")(source, **options)
         return getattr(pyvips.Image, f"{loader}load_buffer")(self._whole(), **options)
+
+    def _joined(self, planes: SeparatePlanes, *, strict: bool) -> Any:
+        try:
+            return planes.image(**self._options(strict=strict))
+        except PlanesError as error:
+            raise self._damaged(error) from error
+
+    def _options(self, *, strict: bool) -> dict[str, Any]:
+        fail_on = FAIL_ON.get(self._form, "error") if strict else "none"
+        return {"access": "sequential", "fail_on": fail_on}
 
     def _whole(self) -> bytes:
         if self._content is None:

@@ -96,6 +96,9 @@ class Encoding:
         options = dict(form.options)
         if form.lossless and self.lossless:
             options["lossless"] = True
+            if form.name == "webp":
+                # Colours of what is transparent, too.
+                options["exact"] = True
         elif form.lossy:
             options["Q"] = QUALITY if self.quality is None else self.quality
         if form.compressions:
