@@ -7,13 +7,22 @@ would show the old one.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, BinaryIO
 
-from pcsr.runtime.pictures.exif import add_to_tiff, exif_block, exif_of_block, shortened
+from pcsr.runtime.pictures.exif import (
+    Exif,
+    add_to_tiff,
+    exif_block,
+    exif_of_block,
+    exif_of_directory,
+    shortened,
+)
 from pcsr.runtime.pictures.formats import Format
 from pcsr.runtime.pictures.picture import ICC, Picture
+from pcsr.runtime.pictures.tiff import Directory, ReadAt, Value
 
-__all__ = ["EXIF", "add_exif_to_tiff", "carried", "put_metadata"]
+__all__ = ["add_to_written_tiff", "carried", "found_in_tiff", "put_metadata"]
 
 EXIF, XMP, IPTC = "exif-data", "xmp-data", "iptc-data"
 CARRIED = (ICC, EXIF, XMP, IPTC, "resolution-unit")
@@ -78,10 +87,10 @@ def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int])
                 f"{LABELS[name]} was left out: its {len(value)} bytes are more than a JPEG file holds"
             )
             continue
-        if name == EXIF:
-            # Into a TIFF it is put afterwards.
-            if form.name == "tiff" or not isinstance(value, bytes):
-                continue
+        if name in (EXIF, IPTC) and form.name == "tiff":
+            # Put in afterwards.
+            continue
+        if name == EXIF and isinstance(value, bytes):
             value, more = _fit_exif(value, form)  # noqa: PLW2901
             notes += more
             if not value:
@@ -100,7 +109,7 @@ def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int])
     return image, notes
 
 
-DAMAGED_EXIF = "EXIF is damaged: what of it cannot be read was left out"
+DAMAGED_EXIF = "damaged EXIF: what of it cannot be read was left out"
 
 
 def _fit_exif(block: bytes, form: Format) -> tuple[bytes, list[str]]:
@@ -118,8 +127,33 @@ def _fit_exif(block: bytes, form: Format) -> tuple[bytes, list[str]]:
     return block, notes
 
 
-def add_exif_to_tiff(file: BinaryIO, like: Picture, size: tuple[int, int]) -> list[str]:
-    """Put the EXIF of another picture into a TIFF that libvips has written, and say what could not be kept.
+# TIFF's tags. That of IPTC is said to hold long integers or bytes of any kind; what is in it are bytes.
+TIFF_IPTC, TIFF_PHOTOSHOP = 33723, 34377
+UNDEFINED, RECORD = 7, b"\x1c"
+
+
+def found_in_tiff(read: ReadAt, directory: Directory) -> tuple[dict[str, bytes | str], list[str]]:
+    """What goes from a page of a TIFF to the file that is written and libvips does not find, and notes on it.
+
+    Args:
+        read: of the file.
+        directory: of the page.
+    """
+    found: dict[str, bytes | str] = {}
+    if exif := exif_of_directory(read, directory):
+        found[EXIF] = exif_block(exif)
+    for tag in (TIFF_IPTC, TIFF_PHOTOSHOP):
+        if IPTC not in found and (value := directory.value(tag)):
+            # Turned around by writers that take the bytes for integers.
+            turned = value.reordered("<", ">").content
+            block = turned if turned.startswith(RECORD) else value.content
+            if records := _iptc_records(block):
+                found[IPTC] = records
+    return found, [f"has {DAMAGED_EXIF}"] if exif.lost else []
+
+
+def add_to_written_tiff(file: BinaryIO, like: Picture, size: tuple[int, int]) -> list[str]:
+    """Put the EXIF and IPTC of another picture into a TIFF that libvips has written; gives notes on what is lost.
 
     Args:
         file: open to be read and written.
@@ -129,13 +163,15 @@ def add_exif_to_tiff(file: BinaryIO, like: Picture, size: tuple[int, int]) -> li
     Raises:
         OSError: the file cannot be read or written.
     """
-    block = like.metadata.get(EXIF)
-    if not isinstance(block, bytes):
-        return []
-    exif = exif_of_block(block)
+    block, records = like.metadata.get(EXIF), like.metadata.get(IPTC)
+    exif = exif_of_block(block) if isinstance(block, bytes) else Exif()
     notes = [DAMAGED_EXIF] if exif.lost else []
+    if isinstance(records, bytes):
+        # libvips cuts it to a quarter of its length.
+        picture = {**exif.picture, TIFF_IPTC: Value(UNDEFINED, len(records), records)}
+        exif = replace(exif, picture=picture)
     if exif and not add_to_tiff(file, exif, size):
-        notes.append("EXIF was left out: a TIFF of this size has no room for it")
+        notes.append("EXIF and IPTC were left out: a TIFF of this size has no room for them")
     return notes
 
 

@@ -20,10 +20,9 @@ import numpy as np
 
 from pcsr.runtime.errors import OptionError, PictureError
 from pcsr.runtime.pictures import png, tiff
-from pcsr.runtime.pictures.exif import Exif, exif_block, exif_of_directory
 from pcsr.runtime.pictures.formats import INPUT_LABELS, format_of
 from pcsr.runtime.pictures.lazy import LazyPages
-from pcsr.runtime.pictures.metadata import EXIF
+from pcsr.runtime.pictures.metadata import found_in_tiff
 from pcsr.runtime.pictures.picture import ICC, MAX_PIXELS, Header, Picture
 from pcsr.runtime.pictures.pillow import PillowFile
 from pcsr.runtime.pictures.planes import PlanesError, SeparatePlanes
@@ -254,19 +253,9 @@ class PictureFile:
         pages = range(number, self.header.pages if together else number + 1)
         h = image.height // len(pages) if together else image.height
         self._check_size(h, image.width)
-        exif = Exif() if directory is None else exif_of_directory(self._read_at, directory)
-        return LazyPages(
-            image,
-            self._form,
-            self._path,
-            pages,
-            notes=[
-                *(notes or []),
-                *(["has damaged EXIF: what of it cannot be read is left out"] if exif.lost else []),
-            ],
-            metadata={EXIF: exif_block(exif)} if exif else {},
-            holds=planes,
-        )
+        metadata, more = ({}, []) if directory is None else found_in_tiff(self._read_at, directory)
+        notes = [*(notes or []), *more]
+        return LazyPages(image, self._form, self._path, pages, notes=notes, metadata=metadata, holds=planes)
 
     def _directory(self, number: int) -> tiff.Directory | None:
         """Of a page of a TIFF."""

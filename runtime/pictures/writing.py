@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pcsr.runtime.atomic import whole_output
 from pcsr.runtime.errors import DiskError, OptionError, PictureError
 from pcsr.runtime.pictures.formats import FORMATS, Format, check_writable, output_format
-from pcsr.runtime.pictures.metadata import add_exif_to_tiff, put_metadata
+from pcsr.runtime.pictures.metadata import add_to_written_tiff, put_metadata
 from pcsr.runtime.pictures.picture import Picture
 from pcsr.runtime.pictures.rows import RowPipe
 
@@ -317,7 +317,7 @@ class PictureWriter:
         target = pyvips.Target.new_to_descriptor(file.fileno())
         getattr(image, f"{self._form.saver}save_target")(target, **options)
         if self._form.name == "tiff" and self._like is not None:
-            self.notes += add_exif_to_tiff(file, self._like, self._size)
+            self.notes += add_to_written_tiff(file, self._like, self._size)
 
 
 def _grey_and_alpha(rows: NDArray[Any]) -> NDArray[Any]:
