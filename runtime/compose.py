@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.errors import PictureError
 from pcsr.runtime.geometry import Axis
+from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region
 
 __all__ = ["base", "check_picture", "refine", "store", "to_float"]
@@ -56,11 +57,11 @@ def to_float(window: NDArray[Any]) -> Float:
     return planar.astype(np.float32) / np.float32(FULL_SCALE[planar.dtype])
 
 
-def base(picture: NDArray[Any], rows: Axis, columns: Axis, region: Region) -> Float:
+def base(picture: NDArray[Any] | RowSource, rows: Axis, columns: Axis, region: Region) -> Float:
     """Bilinear interpolation of a picture over an output region (align_corners=False, borders repeated).
 
     Args:
-        picture: (h, w) or (h, w, channels), the whole input.
+        picture: (h, w) or (h, w, channels), the whole input, or as much of it as the region needs.
         rows: vertical geometry.
         columns: horizontal geometry.
         region: of the output.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import axis, output_size, scale_key
 from pcsr.runtime.options import Account, Decision, Options, Progress, PutRows, Result
 from pcsr.runtime.progress import ShareDone
+from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, plan_tiles
 
 __all__ = ["HostRoad", "Inference", "Resources"]
@@ -78,15 +80,19 @@ class HostRoad:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
 
-    def prepare(self, picture: Any, options: Options, *, stream: Any = None) -> NDArray[Any]:
+    def prepare(self, picture: Any, options: Options, *, stream: Any = None) -> NDArray[Any] | RowSource:
         """Check the picture."""
+        if isinstance(picture, RowSource):
+            return picture
         compose.check_picture(picture)
         if stream is not None:
             raise OptionError("a stream goes with a picture on the device; this backend computes on the host")
         checked: NDArray[Any] = picture
         return checked
 
-    def compute(self, prepared: NDArray[Any], options: Options, progress: Progress | None) -> Result:
+    def compute(
+        self, prepared: NDArray[Any] | RowSource, options: Options, progress: Progress | None
+    ) -> Result:
         """Upscale it."""
         work = Inference(self._resources, prepared, options, progress)
         account = work.run()
@@ -97,7 +103,7 @@ class HostRoad:
         )
 
     def compute_rows(
-        self, prepared: NDArray[Any], options: Options, progress: Progress | None, put: PutRows
+        self, prepared: NDArray[Any] | RowSource, options: Options, progress: Progress | None, put: PutRows
     ) -> Account:
         """Upscale it and hand out rows, those of one row of tiles at a time."""
         return Inference(self._resources, prepared, options, progress, put).run()
@@ -106,7 +112,7 @@ class HostRoad:
         """It is there already."""
         return computed
 
-    def discard(self, prepared: NDArray[Any]) -> None:
+    def discard(self, prepared: NDArray[Any] | RowSource) -> None:
         """Nothing is held."""
 
     def close(self) -> None:
@@ -121,7 +127,7 @@ class Inference:
     def __init__(
         self,
         resources: Resources,
-        picture: NDArray[Any],
+        picture: NDArray[Any] | RowSource,
         options: Options,
         progress: Progress | None,
         put: PutRows | None = None,
@@ -131,6 +137,7 @@ class Inference:
         self.backend = resources.backend
         self.manifest = resources.manifest
         self.picture = picture
+        self.source = picture if isinstance(picture, RowSource) else None
         self.options = options
         h, w = picture.shape[:2]
         self.size = output_size(h, w, options.scale, options.size)
@@ -157,17 +164,17 @@ class Inference:
             self._canvas(0, self.size[0])
         if self.options.kind == "k":
             decision = self._decide_by_k()
-            for tile in tiles:
+            for tile in self._held(tiles):
                 self._paint(tile, self._tables(tile))
         else:
             self.difficulty = np.empty(self.size, dtype=np.float32)
             tables: list[Tables | None] = []
-            for tile in tiles:
+            for tile in self._held(tiles):
                 made = self._tables(tile)
                 self._survey(tile, made)
                 tables.append(made if kept else None)
             decision = self._decide_by_picture()
-            for number, tile in enumerate(tiles):
+            for number, tile in enumerate(self._held(tiles)):
                 self._paint(tile, tables[number] or self._tables(tile))
                 tables[number] = None
         counts: list[int] = self.counts.tolist()
@@ -184,6 +191,16 @@ class Inference:
             provider=self.backend.provider,
             precision=self.backend.precision,
         )
+
+    def _held(self, tiles: list[Tile]) -> Iterator[Tile]:
+        """The tiles, each when the input rows of its window are in memory."""
+        if self.source is not None:
+            self.source.begin()
+        for tile in tiles:
+            if self.source is not None:
+                # The same for all tiles of a row.
+                self.source.hold(tile.window.top, tile.window.bottom)
+            yield tile
 
     def _canvas(self, top: int, bottom: int) -> None:
         """Room for output rows: all of them, or those of one row of tiles."""
@@ -210,16 +227,22 @@ class Inference:
         h, w = self.picture.shape[:2]
         pixels = self.size[0] * self.size[1]
         two_sweeps = self.options.kind != "k"
-        pixel = self.picture.itemsize * (self.picture.size // (h * w)) + 1
+        sample = self.picture.dtype.itemsize * math.prod(self.picture.shape[2:])
+        pixel = sample + 1
         difficulty = pixels * 4 * two_sweeps
         # Rows that are handed out are there twice: somebody has those before while the next are made.
         output = 0 if self.put is not None else pixels * pixel
         row_bytes = 2 * pixel * -(-pixels // h) if self.put is not None else 0
+        given = h * w * sample
+        if self.source is not None:
+            # The rows of a row of tiles, and its halo on both sides.
+            row_bytes += w * sample
+            given = min(h, 2 * (self.manifest.halo + 1)) * w * sample
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
         # Blocks of all workers at once may take a quarter of the limit; where they would take more, fewer run.
         block_bytes = block * BLOCK_BYTES_PER_PIXEL
         self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
-        fixed = self.picture.nbytes + difficulty + output + self.workers * block_bytes
+        fixed = given + difficulty + output + self.workers * block_bytes
         table = sum(self.manifest.table_channels) * (4 if self.backend.precision == "fp32" else 2)
         working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
         self.side = choose_tile(

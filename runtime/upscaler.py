@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pcsr.runtime.backends import Backend, DeviceBackend, Road, Wanted, open_backend
 from pcsr.runtime.bundle import Bundle, read_bundle
@@ -26,6 +27,7 @@ from pcsr.runtime.inference import HostRoad, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, fill_transparent
+from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.shipped import find_bundle
 
 __all__ = ["Upscaler"]
@@ -191,7 +193,7 @@ class Upscaler:
 
     def upscale_rows(
         self,
-        picture: Any,
+        picture: NDArray[Any] | RowSource,
         put: PutRows,
         *,
         progress: Progress | None = None,
@@ -202,7 +204,7 @@ class Upscaler:
         The rows are those that a call gives. On a device they come all at once.
 
         Args:
-            picture: as for a call; a NumPy array.
+            picture: as for a call; a NumPy array, or rows that are read as they are needed.
             put: takes the next rows; what it raises ends the work.
             progress: as for a call.
             **options: scale, size, k, adaptive, budget, refine: as for a call.

@@ -20,6 +20,7 @@ from pcsr.runtime.device.place import Places
 from pcsr.runtime.device.tiles import Output, PictureOnDevice
 from pcsr.runtime.errors import DeviceMemoryError, OptionError, PictureError
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
+from pcsr.runtime.row_source import RowSource, all_rows
 
 __all__ = ["Computed", "DeviceRoad"]
 
@@ -95,6 +96,9 @@ class DeviceRoad:
             DeviceMemoryError: it does not fit.
             OptionError: a stream with a picture of the host.
         """
+        if isinstance(picture, RowSource):
+            # On a device a picture is whole.
+            picture = all_rows(picture)
         on_host = isinstance(picture, np.ndarray)
         if on_host:
             check_picture(picture)

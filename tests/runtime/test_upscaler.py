@@ -12,6 +12,7 @@ import skimage.data
 
 from pcsr.runtime import Upscaler
 from pcsr.runtime.errors import CancelledError, ClosedError, MemoryLimitError, OptionError, PictureError
+from pcsr.runtime.pictures.streamed import ReadRows, StreamedRows
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,36 @@ def test_rows_handed_out_are_the_picture(
         expected.decision,
         expected.cost,
     )
+
+
+@pytest.mark.parametrize("rule", [{}, {"adaptive": True}, {"budget": 0.4, "refine": True}])
+@pytest.mark.parametrize("tile", [None, 16])
+def test_rows_that_are_read_as_they_are_needed_give_the_same_picture(
+    small_bundle: Path, photo: np.ndarray, rule: dict[str, Any], tile: int | None
+) -> None:
+    tall, held = np.concatenate([photo, photo[::-1], photo]), []
+
+    def start() -> ReadRows:
+        position = 0
+
+        def read(top: int, out: np.ndarray) -> None:
+            nonlocal position
+            assert top == position, "from top to bottom, no row twice"
+            position += len(out)
+            held.append(len(out))
+            out[:] = tall[top : top + len(out)]
+
+        return read
+
+    with Upscaler.open(small_bundle, threads=2, tile=tile) as up:
+        expected = up(tall, scale=2.5, **rule)
+        bands: list[np.ndarray] = []
+        rows = StreamedRows(tall.shape, tall.dtype, start, name="tall")
+        up.upscale_rows(rows, lambda image, _: bands.append(image), scale=2.5, **rule)
+
+    np.testing.assert_array_equal(np.concatenate(bands), expected.image)
+    if tile is not None:
+        assert max(held) < 60
 
 
 def test_what_takes_rows_can_end_the_work(up: Upscaler, photo: np.ndarray) -> None:
