@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,13 @@ from pcsr.runtime.console import (
     start_logging,
 )
 from pcsr.runtime.errors import OptionError, PcsrError
-from pcsr.runtime.files import FileRequest, upscale_file
+from pcsr.runtime.files import FileRequest, FileResult, FileWork
 from pcsr.runtime.folder.plan import Plan, plan_jobs
-from pcsr.runtime.options import Options
+from pcsr.runtime.options import Options, Progress
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, output_format
 from pcsr.runtime.pictures.formats import FORMATS
 from pcsr.runtime.report import failure, line, name_of, report
+from pcsr.runtime.sheltered import sheltered
 from pcsr.runtime.shipped import DEFAULT, find_bundle, shipped_bundle, shipped_bundles
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ __all__ = ["main"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_SCALE = 4.0
+# As endings have it.
+ALIASES = {"jpg": "jpeg", "tif": "tiff"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +64,8 @@ DEFAULT_SCALE = 4.0
 @click.option(
     "--format",
     "form",
-    type=click.Choice(list(FORMATS), case_sensitive=False),
+    type=click.Choice([*FORMATS, *ALIASES], case_sensitive=False),
+    callback=lambda _, __, value: ALIASES.get(value, value),
     help="Of the output.  [default: by its name, or that of the input where it can be written, else png]",
 )
 @click.option("--quality", type=int, help="Of JPEG, WebP and AVIF, 1 to 100.  [default: 95]")
@@ -216,6 +220,8 @@ def main(
             replace=force,
         )
         if plan.one and not resume:
+            if plan.root is not None:
+                _make_output(plan.root)
             _upscale_one(upscaler, request, as_json=as_json)
         else:
             _upscale_many(upscaler, plan, request, as_json=as_json, force=force, resume=resume)
@@ -230,13 +236,21 @@ def _what_was_done(options: Options) -> str:
 
 
 def _upscale_one(upscaler: Upscaler, request: FileRequest, *, as_json: bool) -> None:
-    folder = request.target.absolute().parent
-    folder.mkdir(exist_ok=True)
-    if swept := sweep_partial(folder):
-        logger.info("removed %d unfinished files of a run that was killed", swept)
+    # A folder that may be written to and not be listed cannot be swept.
+    with suppress(OSError):
+        if swept := sweep_partial(request.target.absolute().parent):
+            logger.info("removed %d unfinished files of a run that was killed", swept)
+    work = FileWork(upscaler, request)
+
+    def upscale(show: Progress) -> FileResult:
+        with work:
+            work.open()
+            work.compute(show)
+            return work.finish()
+
     try:
         with progress_line("upscaling") as show:
-            result = upscale_file(upscaler, request, show)
+            result = sheltered(lambda: upscale(show), interrupt=work.break_off)
     except PcsrError as error:
         if as_json:
             click.echo(json.dumps(failure(request.source, request.target, " ".join(str(error).split()))))
@@ -251,15 +265,22 @@ def _upscale_many(
     upscaler: Upscaler, plan: Plan, request: FileRequest, *, as_json: bool, force: bool, resume: bool
 ) -> None:
     from pcsr.runtime.folder.journal import Journal
+    from pcsr.runtime.folder.resume import Resume
     from pcsr.runtime.folder.run import Run
     from pcsr.runtime.folder.telling import Teller
 
     with ExitStack() as stack:
-        journal = None
+        done_before = None
         if plan.root is not None:
             _make_output(plan.root)
             if resume:
-                journal = stack.enter_context(Journal.open(plan.root))
+                manifest = (upscaler.bundle.path / "manifest.json").read_bytes()
+                done_before = Resume(
+                    journal=stack.enter_context(Journal.open(plan.root)),
+                    request=request,
+                    bundle_sha256=hashlib.sha256(manifest).hexdigest(),
+                    precision=upscaler.precision,
+                )
         logger.info("%d pictures to upscale", len(plan.jobs))
         teller = Teller(plan, request.options, threads=upscaler.threads, as_json=as_json)
         run = Run(
@@ -268,8 +289,7 @@ def _upscale_many(
             request=request,
             listener=teller,
             force=force,
-            journal=journal,
-            bundle_sha256=hashlib.sha256((upscaler.bundle.path / "manifest.json").read_bytes()).hexdigest(),
+            resume=done_before,
         )
         try:
             with teller:
