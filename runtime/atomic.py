@@ -18,7 +18,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sweep_partial", "sync_folder", "unwritable", "whole_file", "whole_output", "write_whole"]
+__all__ = [
+    "DISK_ERRORS",
+    "sweep_partial",
+    "sync_folder",
+    "unwritable",
+    "whole_file",
+    "whole_output",
+    "write_whole",
+]
+
+# Of the disk, and so of every other file that is to be written there.
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+)
 
 # Characters of the name that a temporary shows. They have at most 160 bytes in UTF-8: with the rest of the temporary's
 # name it fits in the 255 that file systems allow.

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -194,7 +194,9 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        print(prefix + self.format(record), file=sys.stderr, flush=True)
+        # Nobody reads any more: no reason for a night's work to fail.
+        with suppress(OSError, ValueError):
+            print(prefix + self.format(record), file=sys.stderr, flush=True)
 
 
 def start_logging(*, verbose: bool = False) -> None:

@@ -157,6 +157,7 @@ class FileWork:
         )
         self._log_level = log_level
         self._open = ExitStack()
+        self._broken_off = False
         self._first: Picture | None = None
         self._writers: list[PictureWriter] = []
         self._accounts: list[Account] = []
@@ -205,6 +206,7 @@ class FileWork:
 
         Raises:
             PictureError: a page cannot be read or is of another kind than the first, or a file cannot be written.
+            CancelledError: after `break_off`.
             PcsrError: as the upscaler raises.
         """
         started = time.perf_counter()
@@ -234,6 +236,7 @@ class FileWork:
 
         Raises:
             PictureError: a file cannot be written.
+            CancelledError: after `break_off`.
             Whatever `record` raises; no file takes its name then.
         """
         started = time.perf_counter()
@@ -244,14 +247,17 @@ class FileWork:
                 for path, writer in zip(paths, self._writers, strict=True)
             }
             record(files)
-        # What is new beside a target that then fails goes again; a file that was replaced is not taken away.
-        new = [path for path in paths[:-1] if not os.path.lexists(path)]
+        # What was put beside a target that then fails goes again; a file that was replaced is not taken away.
+        placed: list[Path] = []
         try:
-            for writer in self._writers:
+            for path, writer in zip(paths, self._writers, strict=True):
+                new = not os.path.lexists(path)
                 writer.finish()
                 self._notes += writer.notes
+                if new:
+                    placed.append(path)
         except BaseException:
-            for path in new:
+            for path in placed:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
             raise
@@ -265,6 +271,12 @@ class FileWork:
             notes=tuple(dict.fromkeys(self._notes)),
             milliseconds=dict(self._milliseconds),
         )
+
+    def break_off(self) -> None:
+        """Make `compute` and `finish`, in whatever thread they are, end soon with `CancelledError`; nothing is left."""
+        self._broken_off = True
+        for writer in list(self._writers):
+            writer.break_off()
 
     def close(self) -> None:
         """Let go of everything; files that are not in their places never will be."""
@@ -311,6 +323,10 @@ class FileWork:
         options, classes = self.request.options, self._upscaler.bundle.manifest.classes
         shades = levels(classes)
 
+        def tell(share: float) -> object:
+            answer = None if progress is None else progress((number + share) / self._count)
+            return False if self._broken_off else answer
+
         def put(image: NDArray[Any], class_map: NDArray[np.uint8]) -> None:
             rows: list[NDArray[Any]] = [image]
             if self.request.overlay is not None:
@@ -323,7 +339,7 @@ class FileWork:
         return self._upscaler.upscale_rows(
             pixels,
             put,
-            progress=None if progress is None else lambda share: progress((number + share) / self._count),
+            progress=tell,
             scale=options.scale,
             size=options.size,
             k=options.k,

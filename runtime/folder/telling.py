@@ -32,20 +32,22 @@ class Teller:
     def __init__(self, plan: Plan, options: Options, *, threads: int, as_json: bool) -> None:
         self._plan, self._options, self._threads, self._as_json = plan, options, threads, as_json
         self._failures: list[tuple[Job, str]] = []
-        self._through, self._computed, self._share, self._pixels = 0, 0, 0.0, 0
+        self._through, self._computed, self._pixels = 0, 0, 0
+        # Of pictures that are being computed, or wait for their encoders.
+        self._shares: dict[str, float] = {}
         self._started = self._told = time.monotonic()
         self._bar: Any = None
 
     def working(self, job: Job, share: float) -> None:
         """See `Listener`."""
-        self._share = share
+        self._shares[job.name] = share
         self._show()
 
     def done(self, outcome: Outcome) -> None:
         """See `Listener`."""
         self._through += 1
-        self._share = 0.0
         job = outcome.job
+        self._shares.pop(job.name, None)
         if outcome.result is not None:
             self._computed += 1
             h, w = outcome.result.size
@@ -115,16 +117,15 @@ class Teller:
             self._bar = None
 
     def _show(self) -> None:
-        now = time.monotonic()
+        now, under_way = time.monotonic(), sum(self._shares.values())
         rate = self._pixels / 1e6 / max(now - self._started, 1e-9)
         text = f"{rate:.1f} megapixels/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._through + self._share, rate=text)
+            self._bar.update(self._task, completed=self._through + under_way, rate=text)
         elif now - self._told >= PLAIN_INTERVAL_S:
             self._told = now
-            share = (self._computed + self._share) / max(
-                len(self._plan.jobs) - self._through + self._computed, 1
-            )
+            to_compute = len(self._plan.jobs) - self._through + self._computed
+            share = (self._computed + under_way) / max(to_compute, 1)
             left = f", {_clock((now - self._started) * (1 / share - 1))} left" if share > 0 else ""
             logger.info("%d of %d pictures, %s%s", self._through, len(self._plan.jobs), text, left)
 

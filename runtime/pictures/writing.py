@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import queue
@@ -16,8 +15,8 @@ from typing import Any, BinaryIO, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.atomic import whole_output
-from pcsr.runtime.errors import DiskError, OptionError, PictureError
+from pcsr.runtime.atomic import DISK_ERRORS, whole_output
+from pcsr.runtime.errors import CancelledError, DiskError, OptionError, PictureError
 from pcsr.runtime.pictures.formats import FORMATS, Format, check_writable, output_format
 from pcsr.runtime.pictures.metadata import add_to_written_tiff, put_metadata
 from pcsr.runtime.pictures.picture import Picture
@@ -197,6 +196,7 @@ class PictureWriter:
         self._replace = replace
         self._pipe = RowPipe(shape[0] * pages, shape[1], self._bands, dtype, limit=waiting_bytes)
         self._failed: BaseException | None = None
+        self._broken_off = False
         # The file when all of it is on the disk, and whether it may take its name.
         self._complete: queue.Queue[BinaryIO | None] = queue.Queue()
         self._verdict: queue.Queue[bool] = queue.Queue()
@@ -209,6 +209,7 @@ class PictureWriter:
 
         Raises:
             PictureError: writing has failed already.
+            CancelledError: after `break_off`, sooner or later.
         """
         if self._failed is not None:
             self.finish()
@@ -243,6 +244,14 @@ class PictureWriter:
         """
         self._pipe.close()
         self._end(place=True)
+
+    def break_off(self) -> None:
+        """Let whoever waits in `put`, `complete` or `finish` go on; from there on they raise `CancelledError`.
+
+        From any thread. A file that is in its place already stays.
+        """
+        self._broken_off = True
+        self._pipe.abandon()
 
     def abandon(self) -> None:
         """Drop what was written; nothing of it stays."""
@@ -285,14 +294,16 @@ class PictureWriter:
             with whole_output(self._path, replace=self._replace, before=self._ask) as file:
                 self._encode(file)
         except BaseException as error:  # told by `finish`, in the thread that waits
-            self._failed = error
+            self._failed = CancelledError(f"{self._path} was broken off") if self._broken_off else error
             self._pipe.abandon()
             self._complete.put(None)
 
     def _ask(self, file: BinaryIO) -> None:
+        # The encoder has taken all that it wants; nobody shall wait for it to take the rest.
+        self._pipe.abandon()
         self._complete.put(file)
-        if not self._verdict.get():
-            raise PictureError(f"{self._path} was not wanted any more")
+        if not self._verdict.get() or self._broken_off:
+            raise CancelledError(f"{self._path} was not wanted any more")
 
     def _encode(self, file: BinaryIO) -> None:
         import pyvips
@@ -332,10 +343,6 @@ def _rounded(rows: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
     """Rounded to so many bits, in the upper ones; libvips cuts off the others."""
     full = (1 << bits) - 1
     return ((rows.astype(np.uint32) * full + 32767) // 65535 << (16 - bits)).astype(np.uint16)
-
-
-# Of the disk, and so of every other file that is to be written there.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
 
 
 def _disk_is_done(error: BaseException) -> bool:
