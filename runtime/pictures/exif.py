@@ -7,6 +7,7 @@ of the place (GPS). A TIFF has the same directories as part of its own.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -14,7 +15,15 @@ from typing import BinaryIO
 from pcsr.runtime.pictures import tiff
 from pcsr.runtime.pictures.tiff import Directory, Layout, Value
 
-__all__ = ["Exif", "add_to_tiff", "exif_block", "exif_of_block", "exif_of_directory", "shortened"]
+__all__ = [
+    "Exif",
+    "add_to_tiff",
+    "exif_block",
+    "exif_of_block",
+    "exif_of_directory",
+    "resolution_of_block",
+    "shortened",
+]
 
 PREFIX = b"Exif\0\0"
 # ImageDescription, Make, Model, Software, DateTime, Artist, HostComputer, Rating and its percentage, Copyright, and
@@ -26,10 +35,12 @@ DESCRIPTIVE = (
 DESCRIPTION = 0x010E
 # Descriptions that programs for science write for themselves: they tell the size of the picture, which is another now.
 OF_PROGRAMS = (b'{"shape"', b"ImageJ=", b"<?xml", b"<OME")
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+MILLIMETRES = {2: 25.4, 3: 10.0}
 EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
 WIDTH, HEIGHT = 0xA002, 0xA003
 # TIFF's numbers of types, of which EXIF uses the first twelve.
-LONG, LAST_OF_EXIF, LONG8 = 4, 12, 16
+LONG, RATIONAL, LAST_OF_EXIF, LONG8 = 4, 5, 12, 16
 # A large note of a camera's maker has a few hundred kilobytes. Values may overlap, so that a short file has gigabytes.
 MAX_BYTES = 4 << 20
 
@@ -61,13 +72,35 @@ def exif_of_block(block: bytes) -> Exif:
 
     Nothing in a block is trusted: what cannot be read is left out and counted.
     """
-    content = block.removeprefix(PREFIX)
-    # A value may stand at an offset that no slice takes.
-    read = lambda at, length: content[at : at + length] if at < len(content) else b""  # noqa: E731
+    read = _reader(block)
     first = next(tiff.directories(read), None)
     if first is None or not first.entries:
         return Exif(lost=1)
     return exif_of_directory(read, first)
+
+
+def resolution_of_block(block: bytes) -> tuple[float, float] | None:
+    """Horizontal and vertical, in pixels per millimetre; None where it is not told."""
+    first = next(tiff.directories(_reader(block)), None)
+    if first is None:
+        return None
+    found = []
+    for tag in (X_RESOLUTION, Y_RESOLUTION):
+        value = first.value(tag)
+        if value is None or value.kind != RATIONAL:
+            return None
+        numerator, denominator = struct.unpack_from(first.layout.order + "II", value.content)
+        # As for what a unit says, no value that cannot be meant.
+        if not 0 < numerator <= 1_000_000 * denominator:
+            return None
+        found.append(numerator / denominator / MILLIMETRES.get(first.number(RESOLUTION_UNIT, 2), 25.4))
+    return found[0], found[1]
+
+
+def _reader(block: bytes) -> tiff.ReadAt:
+    content = block.removeprefix(PREFIX)
+    # A value may stand at an offset that no slice takes.
+    return lambda at, length: content[at : at + length] if at < len(content) else b""
 
 
 def exif_of_directory(read: tiff.ReadAt, directory: Directory) -> Exif:

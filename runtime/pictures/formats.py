@@ -92,7 +92,7 @@ FORMATS = {
             saver="tiff",
             dtypes=(np.uint8, np.uint16, np.float32),
             pages=True,
-            compressions=("deflate", "none", "lzw", "zstd"),
+            compressions=("deflate", "none", "lzw"),
         ),
         Format(
             name="webp",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.pictures.colour import SAMPLES, grey_or_rgb
-from pcsr.runtime.pictures.metadata import carried
+from pcsr.runtime.pictures.metadata import carried, resolution
 from pcsr.runtime.pictures.picture import Picture
 from pcsr.runtime.pictures.rows import read_rows
 
@@ -75,12 +75,12 @@ class LazyPages:
                 # libvips puts them into the upper bits: the lower ones repeat those, so that white is white.
                 pixels |= pixels >> np.uint16(bits)
         turn = image.get("orientation") if image.get_typeof("orientation") else 1
-        resolution = (image.xres, image.yres)
+        across, down = resolution(image, self._form)
         return Picture(
             _upright(pixels, turn),
             self._form,
             metadata=self._metadata,
-            resolution=resolution[::-1] if turn in (5, 6, 7, 8) else resolution,
+            resolution=(down, across) if turn in (5, 6, 7, 8) else (across, down),
             bits=bits,
             grey_alpha=self._grey_alpha,
             notes=self._notes,

@@ -16,13 +16,23 @@ from pcsr.runtime.pictures.exif import (
     exif_block,
     exif_of_block,
     exif_of_directory,
+    resolution_of_block,
     shortened,
 )
 from pcsr.runtime.pictures.formats import Format
 from pcsr.runtime.pictures.picture import ICC, Picture
+from pcsr.runtime.pictures.png import xmp_chunk
 from pcsr.runtime.pictures.tiff import Directory, ReadAt, Value
 
-__all__ = ["add_to_written_tiff", "carried", "found_in_tiff", "put_metadata"]
+__all__ = [
+    "UNKNOWN_RESOLUTION",
+    "add_to_written_tiff",
+    "carried",
+    "found_in_tiff",
+    "put_metadata",
+    "resolution",
+    "xmp_for_png",
+]
 
 EXIF, XMP, IPTC = "exif-data", "xmp-data", "iptc-data"
 CARRIED = (ICC, EXIF, XMP, IPTC, "resolution-unit")
@@ -34,6 +44,8 @@ LABELS = {ICC: "the colour profile", EXIF: "EXIF", XMP: "XMP", IPTC: "IPTC"}
 # EXIF it leaves out of all files where it is longer, but for TIFF, into which it is not libvips that writes it.
 LONGEST_EXIF = 65000
 LONGEST_IN_JPEG = {XMP: 65500, IPTC: 65400}
+# What libvips would leave out, cut, or write in a way of its own.
+PUT_IN_OTHERWISE = {"tiff": (EXIF, IPTC), "png": (XMP,)}
 # What is written in each format.
 HELD = {
     "png": (ICC, EXIF, XMP),
@@ -57,6 +69,21 @@ def carried(image: Any) -> dict[str, bytes | str]:
         if records := _iptc_records(block):
             found[IPTC] = records
     return found
+
+
+# EXIF 2.32, section 4.6.4: what is to be taken where none is known, 72 pixels per inch.
+UNKNOWN_RESOLUTION = (72 / 25.4, 72 / 25.4)
+
+
+def resolution(image: Any, form: str) -> tuple[float, float]:
+    """Of a loaded libvips image, horizontal and vertical, in pixels per millimetre."""
+    if form in ("webp", "avif", "heif", "gif"):
+        # These have it in EXIF if anywhere, where libvips looks for that of JPEG only.
+        block = image.get(EXIF) if image.get_typeof(EXIF) else b""
+        return resolution_of_block(block) or UNKNOWN_RESOLUTION
+    if form == "tiff" and not image.get_typeof("resolution-unit") and image.xres == image.yres:
+        return UNKNOWN_RESOLUTION
+    return image.xres, image.yres
 
 
 def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int]) -> tuple[Any, list[str]]:
@@ -87,8 +114,7 @@ def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int])
                 f"{LABELS[name]} was left out: its {len(value)} bytes are more than a JPEG file holds"
             )
             continue
-        if name in (EXIF, IPTC) and form.name == "tiff":
-            # Put in afterwards.
+        if name in PUT_IN_OTHERWISE.get(form.name, ()):
             continue
         if name == EXIF and isinstance(value, bytes):
             value, more = _fit_exif(value, form)  # noqa: PLW2901
@@ -195,6 +221,26 @@ def _upright_xmp(packet: bytes, size: tuple[int, int]) -> bytes:
         for pattern in patterns:
             packet = pattern.sub(rb"\g<1>%d" % length, packet)
     return packet
+
+
+def xmp_for_png(like: Picture, size: tuple[int, int]) -> tuple[bytes, list[str]]:
+    """The chunk of XMP that a PNG gets, if any, and notes; libvips writes one that most readers do not find.
+
+    Args:
+        like: what the picture was made from.
+        size: its (H, W).
+    """
+    packet = like.metadata.get(XMP)
+    if not isinstance(packet, bytes):
+        return b"", []
+    packet = _upright_xmp(packet, size).rstrip(b"\0")
+    try:
+        text = packet.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        return b"", ["XMP was left out: it is not in UTF-8, and PNG files hold no other"]
+    return xmp_chunk(packet), []
 
 
 def _without(packet: bytes, opening: bytes, closing: bytes) -> bytes:

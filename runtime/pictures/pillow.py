@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.pictures.metadata import UNKNOWN_RESOLUTION
+
 __all__ = ["PillowFile"]
 
 # Pillow's modes, as what they are decoded to.
@@ -38,8 +40,8 @@ class PillowFile:
         self._first = 1 if self._image.info.get("default_image") else 0
         self.pages = getattr(self._image, "n_frames", 1) - self._first
         self.loop = int(self._image.info.get("loop", 0))
-        dpi = self._image.info.get("dpi", (25.4, 25.4))
-        self.resolution = (float(dpi[0]) / 25.4, float(dpi[1]) / 25.4)
+        dpi = self._image.info.get("dpi")
+        self.resolution = (float(dpi[0]) / 25.4, float(dpi[1]) / 25.4) if dpi else UNKNOWN_RESOLUTION
         profile = self._image.info.get("icc_profile")
         self.profile = profile if isinstance(profile, bytes) else None
 

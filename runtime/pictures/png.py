@@ -1,15 +1,28 @@
-"""What a PNG says of itself in its chunks, where libvips and Pillow say less or only after an error of their own."""
+"""Chunks of a PNG, where libvips and Pillow say less or only after an error of their own, or write other ones."""
 
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
-__all__ = ["ReadAt", "bit_depth", "frame_delays", "header_size", "is_animated"]
+__all__ = [
+    "ReadAt",
+    "bit_depth",
+    "chunk",
+    "frame_delays",
+    "header_size",
+    "is_animated",
+    "put_behind_header",
+    "xmp_chunk",
+]
 
 ReadAt = Callable[[int, int], bytes]
 """So many bytes (second) of a file at an offset (first); fewer at its end."""
 
+# Signature and header.
+HEADER_BYTES = 8 + 12 + 13
 # What is looked through of a file that is made of nothing but empty chunks.
 MAX_CHUNKS = 1 << 20
 
@@ -50,3 +63,31 @@ def _chunks(read: ReadAt) -> Iterator[tuple[bytes, int]]:
             return
         yield head[4:], at + 8
         at += 12 + int.from_bytes(head[:4], "big")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    checksum = zlib.crc32(data, zlib.crc32(kind))
+    return b"".join((len(data).to_bytes(4, "big"), kind, data, checksum.to_bytes(4, "big")))
+
+
+def xmp_chunk(packet: bytes) -> bytes:
+    """XMP as its specification wants it in a PNG (part 3, section 1.1.5): as international text, not compressed."""
+    return chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet)
+
+
+def put_behind_header(file: BinaryIO, chunks: bytes) -> None:
+    """Bring the header and further chunks in front of a PNG that was written as far behind the beginning of its file.
+
+    Args:
+        file: open to be read and written.
+        chunks: that come behind the header; the PNG begins at an offset of as many bytes.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    file.seek(len(chunks))
+    header = file.read(HEADER_BYTES)
+    file.seek(0)
+    file.write(header + chunks)
+    file.flush()

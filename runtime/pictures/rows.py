@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.pictures.png import chunk
+
 __all__ = ["RowPipe", "read_rows", "vips_format"]
 
 # Rows are fetched so many bytes at a time: enough for libvips to work in its own strides.
@@ -71,7 +73,7 @@ class RowPipe:
         pixel = bands * np.dtype(dtype).itemsize
         # Signature and header: grey, 8 bits, so wide that a row holds the bytes of w pixels.
         header = struct.pack(">IIBBBBB", w * pixel, h, 8, 0, 0, 0, 0)
-        self._queue(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
+        self._queue(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header))
         self._pixel, self._samples = pixel, {"format": vips_format(dtype), "bands": bands}
 
     def image(self) -> Any:
@@ -104,7 +106,7 @@ class RowPipe:
             return
         self._append(self._deflate.flush())
         with self._arrived:
-            self._queue(_chunk(b"IEND", b""))
+            self._queue(chunk(b"IEND", b""))
             self._closed = True
             self._arrived.notify_all()
 
@@ -118,15 +120,15 @@ class RowPipe:
     def _append(self, data: bytes) -> None:
         if not data:
             return
-        chunk = _chunk(b"IDAT", data)
+        part = chunk(b"IDAT", data)
         with self._arrived:
             # What is larger than the limit goes through alone.
             self._arrived.wait_for(
-                lambda: self._queued + len(chunk) <= self._limit or not self._queued or self._abandoned
+                lambda: self._queued + len(part) <= self._limit or not self._queued or self._abandoned
             )
             if self._abandoned:
                 return
-            self._queue(chunk)
+            self._queue(part)
             self._arrived.notify_all()
 
     def _queue(self, data: bytes) -> None:
@@ -146,9 +148,3 @@ class RowPipe:
             self._queued -= len(taken)
             self._arrived.notify_all()
         return bytes(taken)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return b"".join(
-        (struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
-    )

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pcsr.runtime.atomic import DISK_ERRORS, whole_output
 from pcsr.runtime.errors import CancelledError, DiskError, OptionError, PictureError
 from pcsr.runtime.pictures.formats import FORMATS, Format, check_writable, output_format
-from pcsr.runtime.pictures.metadata import add_to_written_tiff, put_metadata
+from pcsr.runtime.pictures.metadata import add_to_written_tiff, put_metadata, xmp_for_png
 from pcsr.runtime.pictures.picture import Picture
+from pcsr.runtime.pictures.png import put_behind_header
 from pcsr.runtime.pictures.rows import RowPipe
 
 __all__ = ["Encoding", "PictureWriter", "write_picture"]
@@ -42,7 +43,7 @@ class Encoding:
     Attributes:
         form: "png", "jpeg", "tiff", "webp" or "avif"; None: as the name of the file says.
         quality: of JPEG, WebP and AVIF, 1 to 100; None: 95.
-        compression: of PNG "0" (fast) to "9" (small), of TIFF "deflate", "none", "lzw" or "zstd"; None: "4" and
+        compression: of PNG "0" (fast) to "9" (small), of TIFF "deflate", "none" or "lzw"; None: "4" and
             "deflate".
         lossless: WebP and AVIF lose nothing.
     """
@@ -324,9 +325,16 @@ class PictureWriter:
         h, w = self._size
         nbytes = h * w * self._pages * self._bands * self._dtype.itemsize
         options = self._encoding.options(self._form, self._dtype, nbytes, self._bits)
+        lead = b""
+        if self._form.name == "png" and self._like is not None:
+            lead, notes = xmp_for_png(self._like, self._size)
+            self.notes += notes
+            file.seek(len(lead))
         # Through the descriptor: no path for libvips to interpret, and no encoded copy in memory.
         target = pyvips.Target.new_to_descriptor(file.fileno())
         getattr(image, f"{self._form.saver}save_target")(target, **options)
+        if lead:
+            put_behind_header(file, lead)
         if self._form.name == "tiff" and self._like is not None:
             self.notes += add_to_written_tiff(file, self._like, self._size)
 
