@@ -4,6 +4,7 @@ Machines are noisy, so what counts is the ratio of times measured side by side: 
 competitor once, and the table gives the median and quartiles of the ratios, round by round.
 
     python scripts/bench.py CHECKPOINT --dense DENSE_CHECKPOINT --picture PICTURE
+    python scripts/bench.py CHECKPOINT --folder 50
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import onnxruntime
 import skimage.data
 import torch
+from bench_folder import SIDE, busy_shares, make_folder
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +37,7 @@ from pcsr.export.pipeline import export_bundle
 from pcsr.model.checkpoint import load_checkpoint
 from pcsr.model.dense import DenseNetwork, load_dense
 from pcsr.model.reference import upscale
-from pcsr.runtime import Upscaler
+from pcsr.runtime import Options, Upscaler
 from pcsr.runtime.atomic import write_whole
 from pcsr.runtime.console import exit_on_error, format_size, parse_size
 from pcsr.runtime.machine import usable_cores
@@ -133,6 +135,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 @click.option("--threads", type=click.IntRange(1), default=usable_cores(), show_default=True)
 @click.option("--oracle/--no-oracle", default=True, help="Time the published inference too; it is slow.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Cache: int8 is timed too.")
+@click.option("--folder", type=click.IntRange(2), help="Instead: how busy computing is, of so many pictures.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write everything to this file.")
 @exit_on_error()
 def main(
@@ -144,18 +147,22 @@ def main(
     threads: int,
     oracle: bool,
     calibration: Path | None,
+    folder: int | None,
     report: Path | None,
 ) -> None:
     """Time the runtime beside the published inference and the dense network."""
     environ = environment(threads)
+    if folder is not None:
+        _time_folder(checkpoint, folder, threads, report, environ)
+        return
     torch.set_num_threads(threads)
     lr = read_picture(picture).pixels if picture else skimage.data.chelsea()[:276, :420]
     if size:
         height, width = parse_size(size)
         lr = lr[:height, :width]
     lr = np.ascontiguousarray(lr)
-    with TemporaryDirectory() as folder:
-        bundle = Path(folder) / "bundle"
+    with TemporaryDirectory() as made:
+        bundle = Path(made) / "bundle"
         wanted = ("fp32",) if calibration is None else ("fp32", "int8")
         export_bundle(checkpoint, bundle, precisions=wanted, calibration=calibration)
         with ExitStack() as opened:
@@ -208,6 +215,36 @@ def main(
     console.print(f"{environ['processor']}, {threads} threads, LR {record['lr']} x{SCALE}, {backend}")
     console.print(table)
     console.print(stages)
+    if report:
+        write_whole(report, json.dumps(record, indent=2).encode() + b"\n")
+
+
+def _time_folder(
+    checkpoint: Path, count: int, threads: int, report: Path | None, environ: dict[str, Any]
+) -> None:
+    """Folders of PNG and of JPEG, each upscaled by 4."""
+    record: dict[str, Any] = {"environment": environ, "scale": SCALE, "folders": {}}
+    table = Table("pictures 512x512", "s", "megapixels/s")
+    with TemporaryDirectory() as made:
+        bundle = Path(made) / "bundle"
+        export_bundle(checkpoint, bundle, precisions=("fp32",))
+        with Upscaler.open(bundle, threads=threads) as up:
+            up.warmup((SIDE, SIDE), scale=SCALE)
+            for suffix in (".png", ".jpg"):
+                inputs, outputs = Path(made) / f"in{suffix}", Path(made) / f"out{suffix}"
+                inputs.mkdir()
+                outputs.mkdir()
+                make_folder(inputs, count, suffix)
+                found = busy_shares(up, inputs, outputs, Options(scale=SCALE))
+                record["folders"][suffix] = found
+                if not table.rows:
+                    for step in found["shares"]:
+                        table.add_column(f"{step}, %")
+                pixels = count * (SCALE * SIDE) ** 2
+                shares = [f"{100 * share:.1f}" for share in found["shares"].values()]
+                speed = f"{pixels / found['seconds'] / 1e6:.2f}"
+                table.add_row(f"{count} {suffix[1:]}", f"{found['seconds']:.1f}", speed, *shares)
+    Console().print(table)
     if report:
         write_whole(report, json.dumps(record, indent=2).encode() + b"\n")
 
