@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "header_size",
     "is_animated",
     "put_behind_header",
+    "text_bytes",
     "xmp_chunk",
 ]
 
@@ -43,26 +45,59 @@ def bit_depth(read: ReadAt) -> int:
 def is_animated(read: ReadAt) -> bool:
     """Whether there are frames; libvips reads one picture then and says nothing."""
     # The animation's control chunk stands before the pixels.
-    before = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", _chunks(read))
-    return any(kind == b"acTL" for kind, _ in before)
+    return any(kind == b"acTL" for kind, _, _ in _before_pixels(read))
+
+
+def text_bytes(read: ReadAt, limit: int) -> int:
+    """Bytes that text before the pixels has when it is unpacked; counted as far as to a limit."""
+    total = 0
+    for kind, at, length in _before_pixels(read):
+        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            continue
+        data = read(at, min(length, limit))
+        total += len(data)
+        # Behind the keyword: how it is packed; of international text, languages as well.
+        packed = data.partition(b"\0")[2][1:]
+        if kind == b"iTXt":
+            packed = data.partition(b"\0")[2][2:].partition(b"\0")[2].partition(b"\0")[2]
+        if kind != b"tEXt":
+            total += _unpacked_bytes(packed, limit - total)
+        if total >= limit:
+            break
+    return total
+
+
+def _unpacked_bytes(packed: bytes, limit: int) -> int:
+    total, unpacking = 0, zlib.decompressobj()
+    # What is not packed, or damaged, unpacks to nothing.
+    with suppress(zlib.error):
+        while packed and total < limit:
+            total += len(unpacking.decompress(packed, 1 << 20))
+            packed = unpacking.unconsumed_tail
+    return total
 
 
 def frame_delays(read: ReadAt) -> list[int]:
     """Milliseconds that each frame of an animation is shown (fcTL chunks)."""
-    fractions = [read(at + 20, 4) for kind, at in _chunks(read) if kind == b"fcTL"]
+    fractions = [read(at + 20, 4) for kind, at, _ in _chunks(read) if kind == b"fcTL"]
     parts = [(int.from_bytes(each[:2], "big"), int.from_bytes(each[2:], "big") or 100) for each in fractions]
     return [round(1000 * numerator / denominator) for numerator, denominator in parts]
 
 
-def _chunks(read: ReadAt) -> Iterator[tuple[bytes, int]]:
-    """Kind of each chunk and where its data begin, as far as the file goes."""
+def _before_pixels(read: ReadAt) -> Iterator[tuple[bytes, int, int]]:
+    return itertools.takewhile(lambda each: each[0] != b"IDAT", _chunks(read))
+
+
+def _chunks(read: ReadAt) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of each chunk, where its data begin and how many bytes they are to have, as far as the file goes."""
     at = 8
     for _ in range(MAX_CHUNKS):
         head = read(at, 8)
         if len(head) < 8:
             return
-        yield head[4:], at + 8
-        at += 12 + int.from_bytes(head[:4], "big")
+        length = int.from_bytes(head[:4], "big")
+        yield head[4:], at + 8, length
+        at += 12 + length
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

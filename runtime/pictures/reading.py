@@ -181,6 +181,10 @@ class PictureFile:
         if self._form == "png" and (size := png.header_size(self._read_at)):
             # libpng has limits of its own and tells them from damage to nobody.
             self._check_size(*size)
+            if png.text_bytes(self._read_at, BYTES_BESIDE) >= BYTES_BESIDE:
+                raise PictureError(
+                    f"{self._path} has {BYTES_BESIDE >> 20} MiB of text or more beside its pixels; get an intact copy"
+                )
         if self._form == "bmp" or (self._form == "png" and png.is_animated(self._read_at)):
             return self._pillow_header()
         if self._form == "tiff":
