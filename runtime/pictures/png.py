@@ -15,6 +15,7 @@ __all__ = [
     "frame_delays",
     "header_size",
     "is_animated",
+    "odd_gamma",
     "put_behind_header",
     "text_bytes",
     "xmp_chunk",
@@ -25,6 +26,7 @@ ReadAt = Callable[[int, int], bytes]
 
 # Signature and header.
 HEADER_BYTES = 8 + 12 + 13
+SRGB_GAMMA = 0.45455
 # What is looked through of a file that is made of nothing but empty chunks.
 MAX_CHUNKS = 1 << 20
 
@@ -46,6 +48,17 @@ def is_animated(read: ReadAt) -> bool:
     """Whether there are frames; libvips reads one picture then and says nothing."""
     # The animation's control chunk stands before the pixels.
     return any(kind == b"acTL" for kind, _, _ in _before_pixels(read))
+
+
+def odd_gamma(read: ReadAt) -> float | None:
+    """The gamma of the samples, where it is far from sRGB's and nothing better is told; no other file can say it."""
+    gamma = None
+    for kind, at, _ in _before_pixels(read):
+        if kind in (b"iCCP", b"sRGB", b"cICP"):
+            return None
+        if kind == b"gAMA":
+            gamma = int.from_bytes(read(at, 4), "big") / 100_000
+    return gamma if gamma is not None and abs(gamma - SRGB_GAMMA) > 0.05 else None
 
 
 def text_bytes(read: ReadAt, limit: int) -> int:

@@ -259,6 +259,10 @@ class PictureFile:
         self._check_size(h, image.width)
         metadata, more = ({}, []) if directory is None else found_in_tiff(self._read_at, directory)
         notes = [*(notes or []), *more]
+        if self._form == "png" and (gamma := png.odd_gamma(self._read_at)) is not None:
+            notes.append(
+                f"has samples of gamma {gamma:g} (gAMA), which gets lost: the output is shown as sRGB"
+            )
         return LazyPages(image, self._form, self._path, pages, notes=notes, metadata=metadata, holds=planes)
 
     def _directory(self, number: int) -> tiff.Directory | None:

@@ -186,7 +186,7 @@ GOOD = {
     "rgb16_p3.png": Good(format="png", shape=PHOTO, decode=None, dtype="uint16", bits=16),
     "rgb24.bmp": Good(format="bmp", shape=PHOTO, decode=bitmap_by_hand),
     "rgb_trns_key.png": Good(format="png", shape=(112, 144, 4), decode=by_pillow("RGBA")),
-    "rgba_gamma.png": Good(format="png", shape=(112, 144, 4), decode=None),
+    "rgba_gamma.png": Good(format="png", shape=(112, 144, 4), decode=None, note="gamma 1 (gAMA)"),
     "strip_1x600.png": Good(format="png", shape=(600, 1, 3), decode=None),
     "strip_600x1.png": Good(format="png", shape=(1, 600, 3), decode=None),
     # Its name says that 12 bits matter; nothing in the file does.
