@@ -25,10 +25,12 @@ from pcsr.runtime.pictures import (
     Picture,
     PictureFile,
     PictureWriter,
+    StreamedPicture,
     open_picture,
     output_format,
 )
 from pcsr.runtime.pictures.formats import FORMATS
+from pcsr.runtime.row_source import RowSource
 
 if TYPE_CHECKING:
     from pcsr.runtime.upscaler import Upscaler
@@ -37,6 +39,8 @@ __all__ = ["FileRequest", "FileResult", "FileWork", "upscale_file"]
 
 logger = logging.getLogger(__name__)
 
+# What a pixel may take: RGB of 16 bits. A smaller estimate would decode whole what is large; a larger one costs time.
+BYTES_PER_PIXEL = 6
 # Rows that wait for an encoder, where the memory limit allows: enough for a 4K picture.
 WAITING_BYTES = 64 << 20
 
@@ -158,7 +162,8 @@ class FileWork:
         self._log_level = log_level
         self._open = ExitStack()
         self._broken_off = False
-        self._first: Picture | None = None
+        self._first: Picture | StreamedPicture | None = None
+        self._pages: Iterator[Picture] = iter(())
         self._writers: list[PictureWriter] = []
         self._accounts: list[Account] = []
         self._notes: list[str] = []
@@ -196,8 +201,10 @@ class FileWork:
         if self._first is not None:
             return
         started = time.perf_counter()
-        self._pages = self._file.pages(self.request.page)
-        self._first = next(self._pages)
+        self._first = self._rows_as_needed()
+        if self._first is None:
+            self._pages = self._file.pages(self.request.page)
+            self._first = next(self._pages)
         self._note(self._first.notes)
         self._spent("read", started)
 
@@ -215,7 +222,8 @@ class FileWork:
         assert first is not None
         self._count = self._file.header.pages if self.request.page is None else 1
         self._size, kind = self._begin(first), (first.pixels.shape, first.pixels.dtype)
-        for number, picture in enumerate(itertools.chain([first], self._pages)):
+        pictures: Iterator[Picture | StreamedPicture] = itertools.chain([first], self._pages)
+        for number, picture in enumerate(pictures):
             if (picture.pixels.shape, picture.pixels.dtype) != kind:
                 raise PictureError(
                     f"{self.request.source}: page {number + 1} has another size or kind than the first, and a file "
@@ -291,7 +299,15 @@ class FileWork:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, first: Picture) -> tuple[int, int]:
+    def _rows_as_needed(self) -> StreamedPicture | None:
+        """The picture without decoding it, where it would take much of the memory limit."""
+        h, w = self._file.header.size
+        several = self.request.page is None and self._file.header.pages > 1
+        if several or h * w * BYTES_PER_PIXEL <= self._upscaler.memory_limit // 8:
+            return None
+        return self._file.streamed(self.request.page)
+
+    def _begin(self, first: Picture | StreamedPicture) -> tuple[int, int]:
         """Start the encoders."""
         request, options = self.request, self.request.options
         h, w = first.pixels.shape[:2]
@@ -319,7 +335,7 @@ class FileWork:
         logger.log(self._log_level, "%s: %dx%d to %dx%d", request.source, w, h, size[1], size[0])
         return size
 
-    def _upscale(self, pixels: NDArray[Any], number: int, progress: Progress | None) -> Account:
+    def _upscale(self, pixels: NDArray[Any] | RowSource, number: int, progress: Progress | None) -> Account:
         options, classes = self.request.options, self._upscaler.bundle.manifest.classes
         shades = levels(classes)
 

@@ -81,6 +81,10 @@ def _png(rgb: NDArray[np.uint8]) -> Iterator[tuple[str, bytes]]:
     text.add_itxt("XML:com.adobe.xmp", XMP.decode(), zip=True)
     text.add_text("Comment", "a comment", zip=True)
     yield "rgb.png", _saved(rgb, "PNG")
+    # A keyword is Latin-1, and may hold what is no UTF-8.
+    keyword = PngImagePlugin.PngInfo()
+    keyword.add(b"tEXt", b"R\xe9sum\xe9\0text")
+    yield "keyword.png", _saved(image, "PNG", pnginfo=keyword)
     yield "grey.png", _saved(rgb[..., 0], "PNG")
     yield "grey-alpha.png", _saved(Image.fromarray(_alpha(rgb)).convert("LA"), "PNG")
     yield "alpha.png", _saved(_alpha(rgb), "PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.pictures.colour import SAMPLES, grey_or_rgb
 from pcsr.runtime.pictures.metadata import carried, resolution
-from pcsr.runtime.pictures.picture import Picture
+from pcsr.runtime.pictures.picture import Beside, Picture
 from pcsr.runtime.pictures.rows import read_rows
 
 __all__ = ["LazyPages"]
@@ -64,27 +65,65 @@ class LazyPages:
         Raises:
             pyvips.Error: the file is damaged there.
         """
-        image, samples = self._image, SAMPLES[self._image.format]
-        shape = (self._h, image.width, image.bands) if image.bands > 1 else (self._h, image.width)
-        pixels = np.empty(shape, dtype=samples)
-        read_rows(self._region, self._pages.index(number) * self._h, pixels, samples)
-        bits = 8 * pixels.itemsize
-        if self._form in ("avif", "heif") and image.get_typeof("bits-per-sample"):
-            bits = int(image.get("bits-per-sample"))
-            if 8 < bits < 16:
-                # libvips puts them into the upper bits: the lower ones repeat those, so that white is white.
-                pixels |= pixels >> np.uint16(bits)
-        turn = image.get("orientation") if image.get_typeof("orientation") else 1
-        across, down = resolution(image, self._form)
+        pixels = np.empty(self.shape, dtype=self.dtype)
+        self.read(self._pages.index(number) * self._h, pixels)
+        beside = self.beside()
         return Picture(
-            _upright(pixels, turn),
-            self._form,
+            _upright(pixels, self._turn), **{each.name: getattr(beside, each.name) for each in fields(Beside)}
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a page as it lies in the file."""
+        h, w, bands = self._h, self._image.width, self._image.bands
+        return (h, w, bands) if bands > 1 else (h, w)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the samples."""
+        return np.dtype(SAMPLES[self._image.format])
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows come one after another as they lie in the picture, and need no look at others."""
+        image = self._image
+        together = any(
+            image.get_typeof(name) and image.get(name) for name in ("interlaced", "jpeg-multiscan")
+        )
+        return len(self._pages) == 1 and self._turn == 1 and image.bands in (1, 3) and not together
+
+    def read(self, top: int, out: NDArray[Any]) -> None:
+        """Decode rows of the image from one on; never rows above those decoded before.
+
+        Raises:
+            pyvips.Error: the file is damaged there.
+        """
+        read_rows(self._region, top, out, self.dtype)
+        if 8 < self._bits < 16:
+            # libvips puts them into the upper bits: the lower ones repeat those, so that white is white.
+            out |= out >> np.uint16(self._bits)
+
+    def beside(self) -> Beside:
+        """What lies beside the pixels of each page."""
+        across, down = resolution(self._image, self._form)
+        return Beside(
+            format=self._form,
             metadata=self._metadata,
-            resolution=(down, across) if turn in (5, 6, 7, 8) else (across, down),
-            bits=bits,
+            resolution=(down, across) if self._turn in (5, 6, 7, 8) else (across, down),
+            bits=self._bits,
             grey_alpha=self._grey_alpha,
             notes=self._notes,
         )
+
+    @property
+    def _bits(self) -> int:
+        if self._form in ("avif", "heif") and self._image.get_typeof("bits-per-sample"):
+            return int(self._image.get("bits-per-sample"))
+        return 8 * self.dtype.itemsize
+
+    @property
+    def _turn(self) -> int:
+        return int(self._image.get("orientation")) if self._image.get_typeof("orientation") else 1
 
 
 def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

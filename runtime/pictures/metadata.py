@@ -20,7 +20,7 @@ from pcsr.runtime.pictures.exif import (
     shortened,
 )
 from pcsr.runtime.pictures.formats import Format
-from pcsr.runtime.pictures.picture import ICC, Picture
+from pcsr.runtime.pictures.picture import ICC, Beside
 from pcsr.runtime.pictures.png import xmp_chunk
 from pcsr.runtime.pictures.tiff import Directory, ReadAt, Value
 
@@ -43,6 +43,8 @@ LABELS = {ICC: "the colour profile", EXIF: "EXIF", XMP: "XMP", IPTC: "IPTC"}
 # A segment of a JPEG has 65533 bytes with the mark of what is in it; longer ones libvips leaves out and says nothing.
 # EXIF it leaves out of all files where it is longer, but for TIFF, into which it is not libvips that writes it.
 LONGEST_EXIF = 65000
+# Its header and an empty table of tags (ICC.1, section 7).
+SHORTEST_ICC = 132
 LONGEST_IN_JPEG = {XMP: 65500, IPTC: 65400}
 # What libvips would leave out, cut, or write in a way of its own.
 PUT_IN_OTHERWISE = {"tiff": (EXIF, IPTC), "png": (XMP,)}
@@ -60,7 +62,7 @@ def carried(image: Any) -> dict[str, bytes | str]:
     """What goes from a loaded libvips image to the file that is written, under libvips' names."""
     found = {
         name: image.get(name)
-        for name in image.get_fields()
+        for name in _field_names(image)
         if (name in CARRIED or name.startswith("exif-")) and not name.startswith(EXIF_STALE)
     }
     block = found.get(IPTC)
@@ -69,6 +71,25 @@ def carried(image: Any) -> dict[str, bytes | str]:
         if records := _iptc_records(block):
             found[IPTC] = records
     return found
+
+
+def _field_names(image: Any) -> list[str]:
+    """Names of an image's metadata; pyvips' own list of them raises where a file has a name that is no UTF-8.
+
+    PNG's keywords are Latin-1, for one, and damaged files have any bytes.
+    """
+    import pyvips
+
+    listed = pyvips.vips_lib.vips_image_get_fields(image.pointer)
+    names, at = [], 0
+    while listed[at] != pyvips.ffi.NULL:
+        name = pyvips.ffi.string(listed[at]).decode("utf-8", "replace")
+        pyvips.glib_lib.g_free(listed[at])
+        if "\ufffd" not in name:
+            names.append(name)
+        at += 1
+    pyvips.glib_lib.g_free(listed)
+    return names
 
 
 # EXIF 2.32, section 4.6.4: what is to be taken where none is known, 72 pixels per inch.
@@ -86,7 +107,7 @@ def resolution(image: Any, form: str) -> tuple[float, float]:
     return image.xres, image.yres
 
 
-def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int]) -> tuple[Any, list[str]]:
+def put_metadata(image: Any, like: Beside, form: Format, size: tuple[int, int]) -> tuple[Any, list[str]]:
     """A libvips image with the metadata of another picture, and notes on what the format cannot hold.
 
     Args:
@@ -105,6 +126,12 @@ def put_metadata(image: Any, like: Picture, form: Format, size: tuple[int, int])
         if name in LABELS and name not in HELD[form.name]:
             notes.append(f"{LABELS[name]} was left out: {form.label} files cannot hold it here")
             continue
+        if name == ICC and isinstance(value, bytes) and form.name == "png":
+            # Others take a profile that has more bytes than it says; libpng refuses the picture.
+            value = value[: int.from_bytes(value[:4], "big")]  # noqa: PLW2901
+            if len(value) < SHORTEST_ICC or len(value) != int.from_bytes(value[:4], "big"):
+                notes.append("the colour profile of the input is cut short and was left out")
+                continue
         if name == ICC and isinstance(value, bytes) and value[16:20] != space:
             # A profile of another kind of colour makes readers refuse the file or show it wrongly.
             notes.append(f"the colour profile of the input is for {value[16:20]!r} and was left out")
@@ -178,7 +205,7 @@ def found_in_tiff(read: ReadAt, directory: Directory) -> tuple[dict[str, bytes |
     return found, [f"has {DAMAGED_EXIF}"] if exif.lost else []
 
 
-def add_to_written_tiff(file: BinaryIO, like: Picture, size: tuple[int, int]) -> list[str]:
+def add_to_written_tiff(file: BinaryIO, like: Beside, size: tuple[int, int]) -> list[str]:
     """Put the EXIF and IPTC of another picture into a TIFF that libvips has written; gives notes on what is lost.
 
     Args:
@@ -223,7 +250,7 @@ def _upright_xmp(packet: bytes, size: tuple[int, int]) -> bytes:
     return packet
 
 
-def xmp_for_png(like: Picture, size: tuple[int, int]) -> tuple[bytes, list[str]]:
+def xmp_for_png(like: Beside, size: tuple[int, int]) -> tuple[bytes, list[str]]:
     """The chunk of XMP that a PNG gets, if any, and notes; libvips writes one that most readers do not find.
 
     Args:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ICC", "MAX_PIXELS", "Header", "Picture"]
+from pcsr.runtime.pictures.streamed import StreamedRows
+
+__all__ = ["ICC", "MAX_PIXELS", "Beside", "Header", "Picture", "StreamedPicture"]
 
 MAX_PIXELS = 268_435_456
 """Pixels of the largest picture that is read unless asked otherwise: 16384 x 16384."""
@@ -34,13 +36,11 @@ class Header:
     animation: Mapping[str, int | list[int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """A decoded picture and what lay beside its pixels.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Beside:
+    """What lies beside the pixels of a picture.
 
     Attributes:
-        pixels: (h, w), (h, w, 3) or (h, w, 4), upright, alpha not multiplied in; uint8, uint16 or float32 as in
-            the file.
         format: as in `Header`.
         metadata: colour profile and the like, under libvips' names.
         resolution: horizontal and vertical, in pixels per millimetre.
@@ -49,7 +49,6 @@ class Picture:
         notes: what was done to the picture that its owner should know, like a conversion.
     """
 
-    pixels: NDArray[Any]
     format: str
     metadata: Mapping[str, bytes | str] = field(default_factory=dict)
     resolution: tuple[float, float] = (1.0, 1.0)
@@ -57,12 +56,31 @@ class Picture:
     grey_alpha: bool = False
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if not self.bits:
-            object.__setattr__(self, "bits", 8 * np.dtype(self.pixels.dtype).itemsize)
-
     @property
     def profile(self) -> bytes | None:
         """The ICC profile."""
         profile = self.metadata.get(ICC)
         return profile if isinstance(profile, bytes) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture(Beside):
+    """A decoded picture and what lay beside its pixels; see `Beside`.
+
+    Attributes:
+        pixels: (h, w), (h, w, 3) or (h, w, 4), upright, alpha not multiplied in; uint8, uint16 or float32 as in
+            the file.
+    """
+
+    pixels: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        if not self.bits:
+            object.__setattr__(self, "bits", 8 * np.dtype(self.pixels.dtype).itemsize)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamedPicture(Beside):
+    """A picture that is decoded as its rows are needed; see `Beside`."""
+
+    pixels: StreamedRows

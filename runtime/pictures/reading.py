@@ -13,20 +13,23 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pcsr.runtime.errors import OptionError, PictureError
 from pcsr.runtime.pictures import png, tiff
 from pcsr.runtime.pictures.formats import INPUT_LABELS, format_of
 from pcsr.runtime.pictures.lazy import LazyPages
 from pcsr.runtime.pictures.metadata import found_in_tiff
-from pcsr.runtime.pictures.picture import ICC, MAX_PIXELS, Header, Picture
+from pcsr.runtime.pictures.picture import ICC, MAX_PIXELS, Beside, Header, Picture, StreamedPicture
 from pcsr.runtime.pictures.pillow import PillowFile
 from pcsr.runtime.pictures.planes import PlanesError, SeparatePlanes
 from pcsr.runtime.pictures.refusals import damaged, reason, unreadable
+from pcsr.runtime.pictures.streamed import ReadRows, StreamedRows
 
 __all__ = ["PictureFile", "open_picture", "read_picture"]
 
@@ -176,6 +179,41 @@ class PictureFile:
                     raise self._damaged(error) from error
                 picture = self._salvaged(number, error)
             yield picture
+
+    def streamed(self, page: int | None = None) -> StreamedPicture | None:
+        """A picture whose rows are decoded as they are needed, where the format allows that.
+
+        That is PNG without interlacing, baseline JPEG, and TIFF; upright, without alpha, and not to be salvaged.
+
+        Args:
+            page: which one, 1 for the first; None: the first.
+
+        Raises:
+            PictureError: the file is damaged there, or has samples or channels that mean nothing here.
+        """
+        number = 0 if page is None else page - 1
+        if self._form not in STREAMED or self._pillow is not None or self._salvage:
+            return None
+        if not 0 <= number < self.header.pages:
+            return None
+        opened = self._opened(number)
+        if not opened.streams:
+            return None
+        shape, dtype, beside = opened.shape, opened.dtype, opened.beside()
+
+        def start() -> ReadRows:
+            pages = self._opened(number)
+
+            def read(top: int, out: NDArray[Any]) -> None:
+                try:
+                    pages.read(top, out)
+                except _vips_error() as error:
+                    raise self._damaged(error) from error
+
+            return read
+
+        rows = StreamedRows(shape, dtype, start, name=str(self._path))
+        return StreamedPicture(rows, **{each.name: getattr(beside, each.name) for each in fields(Beside)})
 
     def _header(self) -> Header:
         if self._form == "png" and (size := png.header_size(self._read_at)):
@@ -340,7 +378,12 @@ class PictureFile:
         for number in range(1, opened.pages + 1):
             pixels = self._by_pillow(lambda: next(frames))
             if page in (None, number):
-                yield Picture(np.ascontiguousarray(pixels), self._form, metadata, opened.resolution)
+                yield Picture(
+                    np.ascontiguousarray(pixels),
+                    format=self._form,
+                    metadata=metadata,
+                    resolution=opened.resolution,
+                )
 
     def _by_pillow(self, work: Callable[[], T]) -> T:
         try:
@@ -357,8 +400,8 @@ class PictureFile:
 SAMPLE_FORMAT, BITS_PER_SAMPLE = 339, 258
 
 
-def _vips_error() -> type[Exception]:
+def _vips_error() -> tuple[type[Exception], ...]:
     import pyvips
 
-    error: type[Exception] = pyvips.Error
-    return error
+    # pyvips fails to make its own error where libvips quotes bytes of the file that are no UTF-8.
+    return (pyvips.Error, UnicodeDecodeError)

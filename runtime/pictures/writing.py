@@ -19,7 +19,7 @@ from pcsr.runtime.atomic import DISK_ERRORS, whole_output
 from pcsr.runtime.errors import CancelledError, DiskError, OptionError, PictureError
 from pcsr.runtime.pictures.formats import FORMATS, Format, check_writable, output_format
 from pcsr.runtime.pictures.metadata import add_to_written_tiff, put_metadata, xmp_for_png
-from pcsr.runtime.pictures.picture import Picture
+from pcsr.runtime.pictures.picture import Beside
 from pcsr.runtime.pictures.png import put_behind_header
 from pcsr.runtime.pictures.rows import RowPipe
 
@@ -116,7 +116,7 @@ def write_picture(
     path: str | os.PathLike[str],
     pixels: NDArray[Any],
     *,
-    like: Picture | None = None,
+    like: Beside | None = None,
     quality: int | None = None,
     encoding: Encoding | None = None,
     replace: bool = True,
@@ -160,7 +160,7 @@ class PictureWriter:
         shape: tuple[int, ...],
         dtype: Any,
         *,
-        like: Picture | None = None,
+        like: Beside | None = None,
         encoding: Encoding | None = None,
         pages: int = 1,
         animation: Mapping[str, int | list[int]] | None = None,

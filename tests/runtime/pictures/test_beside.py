@@ -43,7 +43,7 @@ def test_a_photograph_keeps_its_wide_gamut_profile_byte_for_byte(
     picture = read_picture(source)
     eight = (picture.pixels >> 8).astype(np.uint8)
     pixels = picture.pixels if name in ("out.png", "out.tif") else eight
-    like = Picture(pixels, "png", picture.metadata)
+    like = Picture(pixels, format="png", metadata=picture.metadata)
     written(tmp_path / name, like, pixels)
 
     assert len(profile) == 480
@@ -77,7 +77,7 @@ def test_a_gradient_in_avif_keeps_every_value_of_its_depth_and_white_stays_white
     tmp_path: Path, bits: int
 ) -> None:
     pixels = gradient(bits)
-    like = Picture(pixels, "avif", bits=bits)
+    like = Picture(pixels, format="avif", bits=bits)
     write_picture(tmp_path / "a.avif", pixels, like=like, encoding=Encoding(lossless=True))
     back = read_picture(tmp_path / "a.avif")
 
@@ -131,7 +131,7 @@ def test_xmp_is_kept_byte_for_byte_but_for_orientation_size_and_thumbnails(tmp_p
     before = HEAD + ATTRIBUTES % (6, W, H) + THUMBNAIL + ELEMENTS % (8, H, W) + THUMBNAIL + TAIL
     wanted = HEAD + ATTRIBUTES % (1, 2 * W, 3 * H) + ELEMENTS % (1, 3 * H, 2 * W) + TAIL
     large = PHOTO.repeat(3, axis=0).repeat(2, axis=1)
-    written(tmp_path / name, Picture(PHOTO, "png", {"xmp-data": before}), large)
+    written(tmp_path / name, Picture(PHOTO, format="png", metadata={"xmp-data": before}), large)
 
     if name == "out.png":
         with Image.open(tmp_path / name) as opened:
@@ -144,7 +144,8 @@ def test_xmp_is_kept_byte_for_byte_but_for_orientation_size_and_thumbnails(tmp_p
 
 def test_xmp_that_no_png_can_hold_is_said_to_be_left_out(tmp_path: Path) -> None:
     (note,) = written(
-        tmp_path / "a.png", Picture(PHOTO, "tiff", {"xmp-data": "<x:xmpmeta>".encode("utf-16")})
+        tmp_path / "a.png",
+        Picture(PHOTO, format="tiff", metadata={"xmp-data": "<x:xmpmeta>".encode("utf-16")}),
     )
     assert "not in UTF-8" in note
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, PHOTO)
@@ -152,14 +153,16 @@ def test_xmp_that_no_png_can_hold_is_said_to_be_left_out(tmp_path: Path) -> None
 
 def test_xmp_that_opens_a_million_thumbnails_takes_no_time(tmp_path: Path) -> None:
     packet = b"<xmp:Thumbnails>" * 100_000 + b"tiff:Orientation  " * 20_000
-    write_picture(tmp_path / "a.webp", PHOTO, like=Picture(PHOTO, "png", {"xmp-data": packet}))
+    write_picture(
+        tmp_path / "a.webp", PHOTO, like=Picture(PHOTO, format="png", metadata={"xmp-data": packet})
+    )
     assert read_picture(tmp_path / "a.webp").metadata["xmp-data"] == packet
 
 
 @pytest.mark.parametrize("name", ["xmp-data", "iptc-data"])
 def test_what_is_longer_than_a_jpeg_segment_is_said_to_be_left_out(tmp_path: Path, name: str) -> None:
     content = b"\x1c" + b"x" * 70_000
-    (note,) = written(tmp_path / "a.jpg", Picture(PHOTO, "png", {name: content}))
+    (note,) = written(tmp_path / "a.jpg", Picture(PHOTO, format="png", metadata={name: content}))
     assert "was left out: its 70001 bytes" in note
 
 
@@ -228,7 +231,7 @@ def test_iptc_in_a_tiff_is_found_however_it_is_stored(
 
 @pytest.mark.parametrize("name", ["out.png", "out.webp", "out.avif"])
 def test_iptc_that_a_format_does_not_have_is_said_to_be_lost(tmp_path: Path, name: str) -> None:
-    (note,) = written(tmp_path / name, Picture(PHOTO, "jpeg", {"iptc-data": RECORDS}))
+    (note,) = written(tmp_path / name, Picture(PHOTO, format="jpeg", metadata={"iptc-data": RECORDS}))
     assert note.startswith("IPTC was left out")
 
 

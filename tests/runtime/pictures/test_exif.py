@@ -270,7 +270,7 @@ def test_a_block_of_any_bytes_keeps_no_picture_from_being_written(name: str, blo
     pixels = PHOTO[:4, :4].copy()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
-        write_picture(path, pixels, like=Picture(pixels, "png", {"exif-data": block}))
+        write_picture(path, pixels, like=Picture(pixels, format="png", metadata={"exif-data": block}))
         back = read_picture(path)
         assert back.pixels.shape == pixels.shape
 

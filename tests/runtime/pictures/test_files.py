@@ -207,7 +207,7 @@ def test_a_wide_gamut_profile_is_carried(tmp_path: Path, suffix: str) -> None:
 def test_a_grey_profile_is_not_put_on_a_colour_picture(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    picture = Picture(PHOTO, "png", {"icc-profile-data": b"\0" * 16 + b"GRAY" + b"\0" * 108})
+    picture = Picture(PHOTO, format="png", metadata={"icc-profile-data": b"\0" * 16 + b"GRAY" + b"\0" * 108})
     write_picture(tmp_path / "a.png", PHOTO, like=picture)
     assert read_picture(tmp_path / "a.png").profile is None
     assert "profile" in caplog.text

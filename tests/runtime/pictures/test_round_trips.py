@@ -141,7 +141,7 @@ def test_grey_with_alpha_is_written_as_it_was_read(
 ) -> None:
     pixels = deep(RGBA[..., [0, 3]], dtype)
     grey_alpha = pixels[..., [0, 0, 0, 1]]
-    write_picture(tmp_path / name, grey_alpha, like=Picture(grey_alpha, "png", grey_alpha=True))
+    write_picture(tmp_path / name, grey_alpha, like=Picture(grey_alpha, format="png", grey_alpha=True))
     (seen,) = decode_png(tmp_path / name) if name == "a.png" else [tifffile.imread(tmp_path / name)]
     back = read_picture(tmp_path / name)
 
