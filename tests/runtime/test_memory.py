@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,39 @@ def test_full_hd_to_8k_stays_below_one_and_a_half_gibibytes(
         *rule,
     ]
     command += ["-o", tmp_path / "8k.jpg", "--memory-limit", "1GiB", "--json"]
+    report, peak = run(command)
+    assert report["size"] == "7680x4320"
+    assert 100 << 20 < peak < 1.5 * (1 << 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png"])
+def test_neither_input_nor_output_need_fit_into_the_limit(
+    small_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    # 51 MB in and 206 MB out beside some 130 MB of libraries.
+    photo = skimage.data.coffee()
+    write_picture(tmp_path / name, np.tile(photo, (10, 7, 1))[:4000, :4200])
+    command = [Path(sys.executable).parent / "pcsr-upscale", tmp_path / name, "-b", small_bundle, "-s", "2"]
+    command += ["-o", tmp_path / "out.png", "--memory-limit", "128MiB", "--json"]
+    report, peak = run(command)
+    assert report["size"] == "8400x8000"
+    assert 100 << 20 < peak < 300 << 20
+
+
+@pytest.mark.slow
+def test_a_photograph_of_24_megapixels_takes_less_than_two_and_a_half_gibibytes(
+    shared: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    photo = shared / "data" / "large" / "facade-5964x3976.jpg"
+    command = [Path(sys.executable).parent / "pcsr-upscale", photo, "-b", small_bundle, "-s", "2"]
+    report, peak = run([*command, "-o", tmp_path / "out.jpg", "--json"])
+    assert report["size"] == "11928x7952"
+    assert 100 << 20 < peak < 2.5 * (1 << 30)
+
+
+def run(command: list[Path | str]) -> tuple[Any, int]:
+    """Report of a command, and the bytes that it had resident at the most."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     peak = 0
     while process.poll() is None:
@@ -42,8 +76,7 @@ def test_full_hd_to_8k_stays_below_one_and_a_half_gibibytes(
     with process.stdout:
         report = json.loads(process.stdout.read())
     assert process.returncode == 0
-    assert report["size"] == "7680x4320"
-    assert 100 << 20 < peak < 1.5 * (1 << 30)
+    return report, peak
 
 
 def resident_peak(pid: int) -> int:
