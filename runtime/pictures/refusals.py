@@ -46,8 +46,9 @@ def damaged(path: Path, form: str, error: Exception, *, salvaging: bool) -> Pict
 
 def reason(error: Exception) -> str:
     """What a decoder said last, in parentheses; nothing if it said nothing."""
-    detail = getattr(error, "detail", None) or str(error)
-    lines = [line.strip() for line in detail.splitlines() if line.strip()]
+    # libvips keeps what it has to say for all threads in one place: another may have taken it.
+    detail = getattr(error, "detail", None) if hasattr(error, "detail") else str(error)
+    lines = [line.strip() for line in (detail or "").splitlines() if line.strip()]
     # libvips tells the same as often as it came up, and of our own buffer that it could not be loaded.
     told = [line for line in dict.fromkeys(lines) if not line.endswith(": load error")]
     return f" ({'; '.join(told[-2:])})" if told else ""

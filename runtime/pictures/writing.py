@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -275,7 +276,7 @@ class PictureWriter:
         is_vips = type(error).__module__.startswith("pyvips")
         if is_vips or isinstance(error, OSError):
             reason = _reason(error) if is_vips else f": {getattr(error, 'strerror', None) or error}"
-            kind = DiskError if _disk_is_done(error) else PictureError
+            kind = DiskError if _disk_is_done(error, self._path.absolute().parent) else PictureError
             raise kind(f"cannot write {self._path}{reason}; check folder, permission and space") from error
         raise error
 
@@ -353,11 +354,16 @@ def _rounded(rows: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
     return ((rows.astype(np.uint32) * full + 32767) // 65535 << (16 - bits)).astype(np.uint16)
 
 
-def _disk_is_done(error: BaseException) -> bool:
-    # libvips tells the system's error by its words only.
+def _disk_is_done(error: BaseException, folder: Path) -> bool:
+    # libvips tells the system's error by its words only, and another thread may have taken them.
     words = {os.strerror(number) for number in DISK_ERRORS}
     detail = getattr(error, "detail", "")
-    return getattr(error, "errno", None) in DISK_ERRORS or any(each in detail for each in words)
+    if getattr(error, "errno", None) in DISK_ERRORS or any(each in detail for each in words):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < LEAST_FREE
+    except OSError:
+        return True
 
 
 def _reason(error: BaseException) -> str:
