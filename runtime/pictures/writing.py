@@ -35,6 +35,8 @@ QUALITY = 95
 BIGTIFF_FROM = 4_000_000_000
 # Rows of a picture that may wait for its encoder.
 WAITING_BYTES = 256 << 20
+# What a disk has free that is full for all that is worth writing.
+LEAST_FREE = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
