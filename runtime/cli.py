@@ -24,6 +24,7 @@ from pcsr.runtime.console import (
 from pcsr.runtime.errors import OptionError, PcsrError
 from pcsr.runtime.files import FileRequest, FileResult, FileWork
 from pcsr.runtime.folder.plan import Plan, plan_jobs
+from pcsr.runtime.heap import keep_little
 from pcsr.runtime.options import Options, Progress
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, output_format
 from pcsr.runtime.pictures.formats import FORMATS
@@ -163,6 +164,7 @@ def main(
     failed, 2 nothing was tried, 130 interrupted.
     """
     start_logging(verbose=verbose)
+    keep_little()
     if scale is None and size is None:
         scale = DEFAULT_SCALE
         logger.info("no --scale or --size given: upscaling by %g", scale)

@@ -209,8 +209,9 @@ def start_logging(*, verbose: bool = False) -> None:
     toolkit.setLevel(logging.DEBUG if verbose else logging.INFO)
     if not any(isinstance(handler, _StderrHandler) for handler in toolkit.handlers):
         toolkit.addHandler(_StderrHandler())
-    # libvips warns of things that are either errors here anyway or no concern of the user.
-    logging.getLogger("pyvips").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+    # libvips warns of things that are either errors here anyway or no concern of the user. Its debugging log never:
+    # pyvips logs while it is formatting a record, and threads that do so with two handlers wait for one another.
+    logging.getLogger("pyvips").setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
 # A line now and then where nobody watches: logs of batch jobs are kept.
