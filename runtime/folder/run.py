@@ -241,6 +241,7 @@ class Run:
                 self._stop_soon()
             if not isinstance(error, PcsrError | MemoryError):
                 logger.debug("unforeseen error with %s", ready.job.source, exc_info=True)
+            _let_go_of_frames(error)
             self._tell(Outcome(ready.job, error=error), "failed")
         return False
 
@@ -278,6 +279,14 @@ class Run:
                     )
         if swept:
             logger.info("removed %d unfinished files of a run that was killed", swept)
+
+
+def _let_go_of_frames(error: BaseException) -> None:
+    """They hold the picture and its open file, as long as anybody keeps the error."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
 
 
 def _make_folder(folder: Path) -> None:
