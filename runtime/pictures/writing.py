@@ -357,10 +357,8 @@ def _rounded(rows: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
 
 
 def _disk_is_done(error: BaseException, folder: Path) -> bool:
-    # libvips tells the system's error by its words only, and another thread may have taken them.
-    words = {os.strerror(number) for number in DISK_ERRORS}
-    detail = getattr(error, "detail", "")
-    if getattr(error, "errno", None) in DISK_ERRORS or any(each in detail for each in words):
+    # libvips' words, which another thread may have taken.
+    if getattr(error, "errno", None) in DISK_ERRORS or _of_the_disk(_lines(error)):
         return True
     try:
         return shutil.disk_usage(folder).free < LEAST_FREE
@@ -369,5 +367,16 @@ def _disk_is_done(error: BaseException, folder: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in getattr(error, "detail", "").splitlines() if line.strip()]
+    lines = _lines(error)
+    lines = _of_the_disk(lines) or lines
     return f" ({lines[-1]})" if lines else ""
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in getattr(error, "detail", "").splitlines() if line.strip()]
+
+
+def _of_the_disk(lines: list[str]) -> list[str]:
+    """Those in which libvips repeats what the system says of a disk; it has only its words."""
+    words = {os.strerror(number) for number in DISK_ERRORS}
+    return [line for line in lines if any(each in line for each in words)]
