@@ -25,7 +25,12 @@ def line(result: FileResult) -> str:
     shares = " ".join(f"{name} {100 * share:.2f} %" for name, share in zip(names, result.shares, strict=True))
     pages = f" {len(result.pages)} pages" if len(result.pages) > 1 else ""
     seconds = sum(result.milliseconds.values()) / 1000
-    return f"{name_of(result.target)} {format_size(result.size)}{pages} {shares} {seconds:.2f} s"
+    # One line, which does nothing to a terminal.
+    name = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name_of(result.target)
+    )
+    return f"{name} {format_size(result.size)}{pages} {shares} {seconds:.2f} s"
 
 
 def report(result: FileResult, options: Options, *, threads: int) -> Mapping[str, object]:
