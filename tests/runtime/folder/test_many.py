@@ -1,0 +1,168 @@
+"""Runs that take long: killed at any moment they go on, and they need no more memory at their end."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pcsr.runtime.atomic import PARTIAL
+from pcsr.runtime.folder.journal import JOURNAL
+from pcsr.runtime.pictures import Picture, write_picture
+
+pytestmark = pytest.mark.slow
+
+TreeOf = Callable[[Path], dict[str, bytes]]
+COMMAND = Path(sys.executable).with_name("pcsr-upscale")
+KILLS = 20
+
+
+def make_mixed(folder: Path, photo: Callable[..., Any], count: int, *, largest: int) -> None:
+    """Pictures of all formats, depths and sizes; the largest of each format among the first."""
+    kinds = [
+        (".png", 8), (".png", 16), (".jpg", 8), (".webp", 8), (".tif", 8), (".tif", 16), (".avif", 8), (".avif", 12),
+    ]  # fmt: skip
+    choose = random.Random(5)
+    folder.mkdir()
+    for number in range(count):
+        ending, bits = kinds[number % len(kinds)]
+        first = number < 2 * len(kinds)
+        h, w = (largest, largest) if first else (choose.randint(24, largest), choose.randint(24, largest))
+        pixels = photo(h, w, number)
+        deep = pixels if bits == 8 else pixels.astype(np.uint16) * 257
+        like = Picture(deep, format="avif", bits=bits) if ending == ".avif" else None
+        write_picture(folder / f"{number:04}{ending}", deep, like=like)
+
+
+def half_written(names: set[str], expected: dict[str, bytes]) -> set[str]:
+    return {
+        name for name in names - set(expected) if name != JOURNAL and not PARTIAL.fullmatch(Path(name).name)
+    }
+
+
+@pytest.mark.parametrize("option", ["--resume", "--force"])
+def test_killed_at_random_moments_nothing_is_half_written_and_the_command_finishes(
+    tmp_path: Path, photo: Callable[..., Any], small_bundle: Path, tree_of: TreeOf, option: str
+) -> None:
+    source, out, undisturbed = tmp_path / "in", tmp_path / "out", tmp_path / "undisturbed"
+    make_mixed(source, photo, 12, largest=120)
+    command: list[Any] = [COMMAND, source, "-b", small_bundle, "-s", "3", "--threads", "1"]
+    maps = ["--class-map", tmp_path / "maps"]
+    begin = time.monotonic()
+    subprocess.run([*command, "-o", undisturbed], check=True, capture_output=True)
+    duration = time.monotonic() - begin
+    expected = tree_of(undisturbed)
+    assert len(expected) == 12
+
+    choose = random.Random(11)
+    # Pictures that were complete after some kill, and how many lines the journal had of each then.
+    complete: dict[str, int] = {}
+    seen = 0
+    for number in range(KILLS):
+        if number % 7 == 6:
+            # Enough kills of one run: it would be done by now.
+            again = subprocess.run([*command, "-o", out, *maps, option], capture_output=True, check=False)
+            assert again.returncode == 0, again.stderr
+            assert_finished(out, expected, tree_of, complete)
+            complete.clear()
+            shutil.rmtree(out)
+            shutil.rmtree(tmp_path / "maps")
+        with subprocess.Popen(
+            [*command, "-o", out, *maps, option], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            # Where pictures are being made: opening the bundle takes the first part.
+            time.sleep(choose.uniform(0.3, 1.0) * duration)
+            process.send_signal(signal.SIGKILL)
+        found = tree_of(out) if out.exists() else {}
+        for name in set(found) & set(expected):
+            assert found[name] == expected[name], f"{name} after kill {number}"
+            if option == "--resume":
+                complete.setdefault(name, lines_of(found[JOURNAL])[name])
+            seen += 1
+        assert not half_written(set(found), expected)
+    assert seen, "every kill came before the first picture"
+    done = subprocess.run([*command, "-o", out, *maps, option], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_finished(out, expected, tree_of, complete)
+    assert len(tree_of(tmp_path / "maps")) == 12
+
+
+def lines_of(journal: bytes) -> Counter[str]:
+    # The last may be half a line.
+    return Counter(
+        json.loads(line)["output"] for line in journal.splitlines(keepends=True) if line[-1:] == b"\n"
+    )
+
+
+def assert_finished(out: Path, expected: dict[str, bytes], tree_of: TreeOf, complete: dict[str, int]) -> None:
+    """All is there and nothing else, and what was complete before was not done again."""
+    found = tree_of(out)
+    lines = lines_of(found.pop(JOURNAL, b""))
+    assert found == expected
+    assert {name: lines[name] for name in complete} == complete
+
+
+def test_what_was_complete_when_the_run_was_killed_is_not_done_again(
+    tmp_path: Path, photo: Callable[..., Any], small_bundle: Path, tree_of: TreeOf
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_mixed(source, photo, 12, largest=120)
+    command = [COMMAND, source, "-o", out, "-b", small_bundle, "-s", "3", "--threads", "1", "--resume"]
+    choose = random.Random(3)
+    for _ in range(6):
+        before = {path.name: path.stat().st_ino for path in out.glob("*") if not PARTIAL.fullmatch(path.name)}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            for _ in range(choose.randint(1, 3)):
+                process.stdout.readline()
+            process.send_signal(signal.SIGKILL)
+        kept = {name: (out / name).stat().st_ino for name in before}
+        assert kept == before
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not any(PARTIAL.fullmatch(name) for name in tree_of(out))
+
+
+MEASURE = """
+import os, sys, psutil
+from pcsr.runtime import cli
+from pcsr.runtime.folder.telling import Teller
+done, process, count = Teller.done, psutil.Process(), 0
+def told(teller, outcome):
+    global count
+    done(teller, outcome)
+    count += 1
+    if outcome.error is None and (count == 30 or count % 50 == 0):
+        print(f"resident {count} {process.memory_info().rss}", file=sys.stderr, flush=True)
+Teller.done = told
+cli.main()
+"""
+
+
+def test_three_hundred_pictures_need_no_more_memory_than_thirty(
+    tmp_path: Path, photo: Callable[..., Any], small_bundle: Path
+) -> None:
+    make_mixed(tmp_path / "in", photo, 300, largest=160)
+    command = [sys.executable, "-c", MEASURE, tmp_path / "in", "-o", tmp_path / "out", "-b", small_bundle]
+    done = subprocess.run(
+        [*command, "-s", "2", "--threads", "2"], capture_output=True, text=True, check=False, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    told = (line.split()[1:] for line in done.stderr.splitlines() if line.startswith("resident "))
+    resident = {int(count): int(size) for count, size in told}
+    # Freed memory is kept in pieces until all kinds of pictures have been seen; from then on nothing grows.
+    assert resident[300] < 1.1 * resident[30], resident
+    assert resident[300] == pytest.approx(resident[100], rel=0.05), resident
