@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from pcsr.runtime.atomic import sweep_partial
-from pcsr.runtime.console import (
-    Status,
-    exit_on_error,
-    format_size,
-    parse_bytes,
-    parse_size,
-    progress_line,
-    start_logging,
-)
-from pcsr.runtime.errors import OptionError, PcsrError
-from pcsr.runtime.files import FileRequest, FileResult, FileWork
-from pcsr.runtime.folder.plan import Plan, plan_jobs
+from pcsr.runtime.command import make_output, upscale_many, upscale_one
+from pcsr.runtime.console import exit_on_error, format_size, parse_bytes, parse_size, start_logging
+from pcsr.runtime.errors import OptionError
+from pcsr.runtime.files import FileRequest
+from pcsr.runtime.folder.plan import plan_jobs
 from pcsr.runtime.heap import keep_little
-from pcsr.runtime.options import Options, Progress
+from pcsr.runtime.options import Options
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, output_format
 from pcsr.runtime.pictures.formats import FORMATS
-from pcsr.runtime.report import failure, line, name_of, report
-from pcsr.runtime.sheltered import sheltered
+from pcsr.runtime.report import name_of
 from pcsr.runtime.shipped import DEFAULT, find_bundle, shipped_bundle, shipped_bundles
-
-if TYPE_CHECKING:
-    from pcsr.runtime.upscaler import Upscaler
 
 __all__ = ["main"]
 
@@ -223,10 +207,10 @@ def main(
         )
         if plan.one and not resume:
             if plan.root is not None:
-                _make_output(plan.root)
-            _upscale_one(upscaler, request, as_json=as_json)
+                make_output(plan.root)
+            upscale_one(upscaler, request, as_json=as_json)
         else:
-            _upscale_many(upscaler, plan, request, as_json=as_json, force=force, resume=resume)
+            upscale_many(upscaler, plan, request, as_json=as_json, force=force, resume=resume)
 
 
 def _what_was_done(options: Options) -> str:
@@ -235,77 +219,3 @@ def _what_was_done(options: Options) -> str:
         return format_size(options.size)
     assert options.scale is not None
     return f"x{options.scale:.12g}"
-
-
-def _upscale_one(upscaler: Upscaler, request: FileRequest, *, as_json: bool) -> None:
-    # A folder that may be written to and not be listed cannot be swept.
-    with suppress(OSError):
-        if swept := sweep_partial(request.target.absolute().parent):
-            logger.info("removed %d unfinished files of a run that was killed", swept)
-    work = FileWork(upscaler, request)
-
-    def upscale(show: Progress) -> FileResult:
-        with work:
-            work.open()
-            work.compute(show)
-            return work.finish()
-
-    try:
-        with progress_line("upscaling") as show:
-            result = sheltered(lambda: upscale(show), interrupt=work.break_off)
-    except PcsrError as error:
-        if as_json:
-            click.echo(json.dumps(failure(request.source, request.target, " ".join(str(error).split()))))
-        raise
-    if as_json:
-        click.echo(json.dumps(report(result, request.options, threads=upscaler.threads)))
-    else:
-        click.echo(line(result))
-
-
-def _upscale_many(
-    upscaler: Upscaler, plan: Plan, request: FileRequest, *, as_json: bool, force: bool, resume: bool
-) -> None:
-    from pcsr.runtime.folder.journal import Journal
-    from pcsr.runtime.folder.resume import Resume
-    from pcsr.runtime.folder.run import Run
-    from pcsr.runtime.folder.telling import Teller
-
-    with ExitStack() as stack:
-        done_before = None
-        if plan.root is not None:
-            _make_output(plan.root)
-            if resume:
-                manifest = (upscaler.bundle.path / "manifest.json").read_bytes()
-                done_before = Resume(
-                    journal=stack.enter_context(Journal.open(plan.root)),
-                    request=request,
-                    bundle_sha256=hashlib.sha256(manifest).hexdigest(),
-                    precision=upscaler.precision,
-                )
-        logger.info("%d pictures to upscale", len(plan.jobs))
-        teller = Teller(plan, request.options, threads=upscaler.threads, as_json=as_json)
-        run = Run(
-            upscaler=upscaler,
-            plan=plan,
-            request=request,
-            listener=teller,
-            force=force,
-            resume=done_before,
-        )
-        try:
-            with teller:
-                run.run()
-        finally:
-            teller.summary(run)
-    if run.counts["failed"] or run.counts["not tried"]:
-        raise SystemExit(int(Status.FAILED))
-
-
-def _make_output(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(
-            f"cannot make the folder {folder}: {error.strerror or error}; name another with -o"
-        ) from error
