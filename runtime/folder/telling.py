@@ -84,7 +84,8 @@ class Teller:
             passed = ", ".join(f"{count} {reason}" for reason, count in sorted(self._plan.skipped.items()))
             logger.info("passed over in folders: %s", passed)
         for job, message in self._failures:
-            logger.error("failed: %s: %s", name_of(job.source), message)
+            name = name_of(job.source)
+            logger.error("failed: %s: %s", name, message.removeprefix(name).lstrip(": "))
         if run.stopped is not None:
             logger.error(
                 "stopped, because no other picture could be written either: %s", _message(run.stopped)
