@@ -57,14 +57,14 @@ def libvips(report: Report) -> None:
     report(libvips=".".join(str(pyvips.version(part)) for part in range(3)), api_mode=pyvips.API_mode)
     image = pyvips.Image.black(8, 8, bands=3).copy(interpretation="srgb")
     formats = {}
-    for form in FORMATS:
-        report(step=form)
+    for name, form in FORMATS.items():
+        report(step=name)
         try:
-            content = getattr(image, f"{form}save_buffer")()
-            read = getattr(pyvips.Image, f"{form}load_buffer")(content)
-            formats[form] = "" if (read.width, read.avg()) == (8, 0) else "the picture came back changed"
+            content = getattr(image, f"{form.saver}save_buffer")(**form.options)
+            read = getattr(pyvips.Image, f"{form.saver}load_buffer")(content)
+            formats[name] = "" if (read.width, read.avg()) == (8, 0) else "the picture came back changed"
         except (pyvips.Error, AttributeError) as error:
-            formats[form] = " ".join(str(error).split())
+            formats[name] = " ".join(str(error).split())
     report(formats=formats)
 
 

@@ -58,7 +58,7 @@ def test_the_default_road_works_here(here: tuple[int, dict[str, Any], str]) -> N
         assert check["status"] == "ok"
         assert check["summary"].startswith("works, ")
         assert check["facts"]["provider"] == "CPUExecutionProvider"
-    assert checks["libvips"]["facts"]["formats"] == dict.fromkeys(("png", "jpeg", "tiff", "webp"), "")
+    assert checks["libvips"]["facts"]["formats"] == dict.fromkeys(("png", "jpeg", "tiff", "webp", "avif"), "")
     assert checks["cores"]["facts"]["usable"] == machine.usable_cores()
     assert checks["memory"]["facts"]["usable_bytes"] == machine.total_memory()
     nodes = checks["onnxruntime.cpu"]["facts"]["nodes"]
