@@ -1,0 +1,66 @@
+// What a network does once it is opened, whichever instruction set computes it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "network.hpp"
+
+namespace pcsr {
+
+struct Region {
+    std::int32_t top, bottom, left, right;
+
+    int rows() const { return bottom - top; }
+    int columns() const { return right - left; }
+};
+
+// First-layer sums of all heads, (rows, columns, row) of NetworkDescription, of a window of the input.
+struct Tables {
+    const float* data;
+    Region window;
+};
+
+// What depends on the geometry of a picture alone: of each output row and column the nearest input pixel, and every
+// head's terms, in the order of the heads.
+struct Place {
+    const std::int32_t* nearest_rows;
+    const std::int32_t* nearest_columns;
+    // Each (H, padded channels).
+    const float* const* row_terms;
+    // Of the classifier and class 0 (channels, column_stride), of the others (W, padded channels).
+    const float* const* column_terms;
+    // At least W and a group of pixels: what follows the terms is read, and not used.
+    std::int64_t column_stride;
+};
+
+class Engine {
+   public:
+    virtual ~Engine() = default;
+
+    // Why it cannot compute tables; empty if it can. Heads work on tables of any origin.
+    virtual const char* no_backbone() const = 0;
+
+    // lr: (3, h, w); tables: (h, w, row), the padding too; as many threads are started for the call.
+    virtual void tables(const float* lr, int h, int w, float* tables, int threads) const = 0;
+
+    // out: (rows, outputs, columns). Both say whether everything was finite.
+    virtual bool probabilities(const Tables&, const Place&, const Region&, float* out) const = 0;
+
+    // classes: (rows, columns); out: (rows, 3, columns).
+    virtual bool residuals(const Tables&, const Place&, const Region&, const std::uint8_t* classes, float* out) const = 0;
+};
+
+}  // namespace pcsr
+
+// Each instruction set's; throws std::invalid_argument where the description contradicts itself.
+namespace scalar {
+std::unique_ptr<pcsr::Engine> open(const pcsr::NetworkDescription&);
+}
+namespace avx2 {
+std::unique_ptr<pcsr::Engine> open(const pcsr::NetworkDescription&);
+}
+namespace avx512 {
+std::unique_ptr<pcsr::Engine> open(const pcsr::NetworkDescription&);
+}
