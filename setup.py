@@ -21,9 +21,17 @@ from setuptools.errors import BaseError
 SOURCES = Path("runtime/native/src")
 # Objects outlive the build, so that the next one compiles only what has changed.
 OBJECTS = Path("build/native")
-FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-pthread",
+]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-# For each instruction set the lanes of a vector, and what the compiler may use: abi.cpp asks the processor for the same.
+# Of each instruction set the lanes of a vector, and what the compiler may use: abi.cpp asks the processor for the same.
 INSTRUCTION_SETS: dict[str, tuple[int, list[str]]] = {"scalar": (1, ["-march=x86-64"] if X86 else [])}
 if X86:
     INSTRUCTION_SETS["avx2"] = (8, ["-march=x86-64", "-mavx2", "-mfma"])
@@ -99,10 +107,18 @@ class BuildKernels(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda unit: self._compiled(*unit, headers=headers), plan))
         library.parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(objects, str(library), extra_postargs=["-pthread"], target_lang="c++")
+        self.compiler.link_shared_object(
+            objects, str(library), extra_postargs=["-pthread"], target_lang="c++"
+        )
 
     def _compiled(
-        self, folder: str, source: Path, macros: list[tuple[str, str | None]], flags: list[str], *, headers: float
+        self,
+        folder: str,
+        source: Path,
+        macros: list[tuple[str, str | None]],
+        flags: list[str],
+        *,
+        headers: float,
     ) -> str:
         made = OBJECTS / folder / SOURCES / f"{source.stem}.o"
         if not made.exists() or made.stat().st_mtime <= max(headers, source.stat().st_mtime):

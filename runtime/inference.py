@@ -243,7 +243,7 @@ class Inference:
         block_bytes = block * BLOCK_BYTES_PER_PIXEL
         self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
         fixed = given + difficulty + output + self.workers * block_bytes
-        table = sum(self.manifest.table_channels) * (4 if self.backend.precision == "fp32" else 2)
+        table = self.backend.table_bytes
         working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
         self.side = choose_tile(
             h,

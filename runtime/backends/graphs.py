@@ -70,6 +70,7 @@ class GraphBackend:
         self._graphs = dict(graphs)
         self._path = bundle.path
         self._channels = bundle.manifest.table_channels
+        self.table_bytes = sum(self._channels) * (4 if precision == "fp32" else 2)
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]
         weights = bundle.weights()

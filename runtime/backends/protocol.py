@@ -46,6 +46,8 @@ class Backend(Protocol):
     device: str
     block: int
     """Output pixels that `probabilities` and `residuals` like to be given at once."""
+    table_bytes: int
+    """Bytes of the tables, per input pixel of a window."""
 
     def place(self, rows: Axis, columns: Axis) -> Any:
         """What depends on the geometry of a picture alone, made once per picture and handed back below."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +54,8 @@ class NativeBackend:
         self._path, self._threads = bundle.path, threads
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         self._engine = library.open(bundle.manifest, weights)
+        self.table_bytes = 4 * self._engine.row
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of the tables, per input pixel."""
-        return 4 * self._engine.row
 
     def place(self, rows: Axis, columns: Axis) -> PlaceArrays:
         """Row and column terms of every per-pixel network, for one picture, as the kernels read them."""
@@ -130,12 +125,16 @@ def open_native(bundle: Bundle, *, precision: str, threads: int) -> NativeBacken
 
     Raises:
         BackendError: the library is missing or does not fit, or the precision is another.
+        BundleError: the bundle has no such precision, or its weights are damaged.
+        OptionError: the environment names an instruction set that is not there.
         MemoryLimitError: there is no memory for the weights.
     """
     if precision not in ("auto", "fp32"):
         raise BackendError(
             f"the native kernels compute in fp32 alone; for {precision} use the backend onnxruntime"
         )
+    # Its weights would do, but a precision that a bundle lacks is lacking in every backend.
+    bundle.graphs("fp32")
     return NativeBackend(bundle, threads=threads)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.errors import BackendError, MemoryLimitError, NotInstalledError
+from pcsr.runtime.errors import BackendError, MemoryLimitError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import Manifest
 from pcsr.runtime.tiling import Region
 
@@ -140,9 +140,7 @@ class Engine:
         self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float
     ) -> bool:
         """Run the classifier on an output region, into (rows, P, columns). Says whether all was finite."""
-        return self._call(
-            "pcsr_probabilities", *self._where(tables, window, place, region), out.ctypes.data
-        )
+        return self._call("pcsr_probabilities", *self._where(tables, window, place, region), out.ctypes.data)
 
     def residuals(
         self,
@@ -189,7 +187,7 @@ class Library:
         self.instruction_sets = tuple(names.value.decode().split())
         self.instruction_set = asked or self.instruction_sets[-1]
         if self.instruction_set not in self.instruction_sets:
-            raise BackendError(
+            raise OptionError(
                 f"{INSTRUCTION_SET} is {self.instruction_set!r}, and the native kernels have "
                 f"{', '.join(self.instruction_sets)} on this processor; unset it, or set it to one of these"
             )
@@ -253,7 +251,8 @@ def open_library() -> Library:
 
     Raises:
         NotInstalledError: this install has none.
-        BackendError: it cannot be loaded, is of another version, or lacks the instruction set named.
+        BackendError: it cannot be loaded, or is of another version.
+        OptionError: the environment names an instruction set that is not there.
     """
     if not PATH.exists():
         raise NotInstalledError(
