@@ -1,0 +1,75 @@
+// The first convolution of every backbone: from the picture's three channels to features.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+
+#include "direct.hpp"
+#include "network.hpp"
+#include "planes.hpp"
+#include "rings.hpp"
+
+namespace PCSR_ISA {
+
+struct Entry {
+    // Weights `<name>.weight` and `<name>.bias`.
+    Entry(const pcsr::NetworkDescription& network, const std::string& name, int kernel, Activation activation)
+        : outputs(network.width),
+          direct(network.weight(name + ".weight", {outputs, 3, kernel, kernel}),
+                 network.weight(name + ".bias", {outputs}), 3, outputs, 1, kernel),
+          activation(activation) {
+        std::copy_n(network.mean, 3, mean);
+        std::copy_n(network.std, 3, deviation);
+    }
+
+    Picture picture(const float* lr) const {
+        return Picture{lr, {mean[0], mean[1], mean[2]}, {deviation[0], deviation[1], deviation[2]}};
+    }
+
+    int outputs;
+    Direct direct;
+    Activation activation;
+    float mean[3], deviation[3];
+};
+
+// What a pass has to see that has so many 3x3 convolutions one behind another, and an entry or none.
+inline Margin around(int convolutions, const Entry* entry) {
+    const int reach = entry ? entry->direct.reach() : 0;
+    return Margin{convolutions + reach, std::max(1, reach)};
+}
+
+// Its rows for a strip, slab after slab.
+class EntryRows {
+   public:
+    EntryRows(Arena& arena, int reach, int columns)
+        : reach_(reach), image_(arena, kSlab + 2 * reach, 3, columns), zeros_(arena.take(3 * static_cast<std::size_t>(columns))) {}
+
+    // The slab that comes first begins at y.
+    void begin(const Strip& strip, int y) {
+        next_ = y - reach_;
+        image_.begin(next_);
+        std::fill_n(zeros_, 3 * static_cast<std::size_t>(strip.columns()), 0.0f);
+    }
+
+    // Those of the four rows from y that are in the picture.
+    void slab(const Entry& entry, const Picture& picture, const Strip& strip, int y, float* const (&out)[kSlab]) {
+        for (; next_ < y + kSlab + reach_; ++next_) {
+            if (strip.has_row(next_)) load_row(strip, picture, next_, image_.row(next_));
+        }
+        const float* in[kSlab + Direct::kLargestKernel - 1];
+        image_.around(strip, zeros_, y, reach_, in);
+        for (int i = 0; i < kSlab; ++i) {
+            if (!strip.has_row(y + i)) continue;
+            entry.direct.row(in + i, entry.activation, out[i], strip.tiles);
+            clear_borders(strip, out[i], entry.outputs);
+        }
+    }
+
+   private:
+    int reach_, next_ = 0;
+    Ring image_;
+    float* zeros_;
+};
+
+}  // namespace PCSR_ISA
