@@ -21,7 +21,7 @@ __all__ = ["NativeBackend", "open_native"]
 logger = logging.getLogger(__name__)
 
 # Of a block; a call costs some ten microseconds beside its work.
-BLOCK = 1 << 15
+BLOCK = 1 << 14
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
 UNIT, GROUP = 16, 64
 # A cache line, and the widest vector.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <stdexcept>
 
 #include "backbone_carn.hpp"
 #include "backbone_fsrcnn.hpp"
@@ -14,7 +13,7 @@ Backbone* make_backbone(const pcsr::NetworkDescription& network, Form form) {
     if (network.backbone == "carn") return std::make_unique<Carn>(network, form).release();
     if (network.backbone == "fsrcnn") return std::make_unique<Fsrcnn>(network, form).release();
     if (network.backbone == "srresnet") return std::make_unique<SrResnet>(network, form).release();
-    throw std::invalid_argument("there are no native kernels for the backbone " + network.backbone);
+    throw pcsr::NoKernels("there are no native kernels for the backbone " + network.backbone);
 }
 
 void run_backbone(const Backbone& backbone, const float* lr, int h, int w, float* tables, int threads) {

@@ -12,7 +12,7 @@ struct Backbone {
     virtual void run(const float* lr, int h, int w, float* tables, int threads) const = 0;
 };
 
-// Throws std::invalid_argument for a network that there are no kernels for.
+// Throws pcsr::NoKernels for a network that there are none for, std::invalid_argument for one that contradicts itself.
 Backbone* make_backbone(const pcsr::NetworkDescription& network, Form form = Form::kWinograd);
 
 // lr: (3, h, w), 0 to 1 nominal; tables: (h, w, row), the padding zero. The same bytes for any number of threads.

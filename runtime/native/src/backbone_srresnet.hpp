@@ -119,7 +119,7 @@ class SrResnet final : public Backbone {
         for (int i = 0; i < network.option("nb"); ++i) {
             trunk_.emplace_back(network, "backbone.unit" + std::to_string(i), form);
         }
-        if (trunk_.empty()) throw std::invalid_argument("there are no native kernels for a trunk of no units");
+        if (trunk_.empty()) throw pcsr::NoKernels("there are no native kernels for a trunk of no units");
     }
 
     void run(const float* lr, int h, int w, float* tables, int threads) const override {

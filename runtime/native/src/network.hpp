@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,11 @@ struct Head {
     int outputs = 0;          // 3 of an upsampler; of the classifier 1 for two classes, else one a class
     int channels = 0;         // of its table: the first hidden size, or the outputs
     int offset = 0;           // where its part of a table row begins: a multiple of kRowUnit
+};
+
+// A network that is right, and that there are no kernels for.
+struct NoKernels : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
 };
 
 struct NetworkDescription {

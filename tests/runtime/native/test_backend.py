@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import skimage.data
@@ -12,9 +13,11 @@ import skimage.data
 from pcsr.runtime import Upscaler
 from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.errors import BackendError, BundleError, NotInstalledError, OptionError
+from pcsr.runtime.geometry import axis
 from pcsr.runtime.native import library, open_library, open_native
 from pcsr.runtime.native.backend import NativeBackend
 from pcsr.runtime.shipped import shipped_bundle
+from pcsr.runtime.tiling import Region
 
 NEAR = 2e-4
 
@@ -74,6 +77,32 @@ def test_auto_takes_native_kernels_on_the_processor(
         assert up.backend == "native"
         assert up.provider == f"native {open_library().instruction_sets[-1]}"
     assert f"by native, {up.provider}" in caplog.text
+
+
+def test_native_kernels_need_no_onnx_runtime(monkeypatch: pytest.MonkeyPatch, photo: np.ndarray) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with Upscaler.open("carn") as up:
+        assert up(photo, scale=2).backend == "native"
+
+
+def test_a_backbone_without_kernels_runs_by_its_graph(
+    photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = read_bundle(shipped_bundle("fsrcnn"))
+    other = msgspec.structs.replace(bundle.manifest.network, backbone="another")
+    rows, columns = axis(48, 96), axis(64, 128)
+    window, region = Region(0, 48, 0, 64), Region(0, 96, 0, 128)
+    lr = np.ascontiguousarray(photo.transpose(2, 0, 1))
+    found = []
+    for network in (bundle.manifest.network, other):
+        monkeypatch.setattr(bundle, "manifest", msgspec.structs.replace(bundle.manifest, network=network))
+        with caplog.at_level(logging.INFO):
+            backend = open_native(bundle, precision="fp32", threads=1)
+        tables = backend.tables(lr, window)
+        found.append(backend.probabilities(tables, backend.place(rows, columns), region))
+        backend.close()
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
+    assert "by ONNX Runtime: there are no native kernels for the backbone another" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -188,6 +217,7 @@ bundle = read_bundle(shipped_bundle("fsrcnn"))
 weights = bundle.weights()
 network = msgspec.structs.replace(bundle.manifest.network, upsamplers=((10, 10, 10), (4096, 4096)))
 manifest = msgspec.structs.replace(bundle.manifest, network=network)
+weights["upsampler_1.first.table"] = np.zeros((4096, 48), np.float32)
 weights["upsampler_1.layer1.weight"] = np.zeros((4096, 4096), np.float32)
 weights["upsampler_1.layer1.bias"] = np.zeros(4096, np.float32)
 weights["upsampler_1.layer2.weight"] = np.zeros((3, 4096), np.float32)
