@@ -1,7 +1,8 @@
 // CARN: cascades of residual units with grouped convolutions.
 //
-// Three passes, a block each: all that lies between the layers of a block stays in the cache, and between passes a
-// picture of the block's output and of the cascade's is in memory.
+// Three passes, a block each: all that lies between the layers of a block stays in the cache. Between passes there are
+// pictures in memory of what the next block begins with, and of what the blocks so far add to later steps of the cascade
+// of blocks: fewer than of all the blocks' outputs.
 #pragma once
 
 #include <algorithm>
@@ -56,44 +57,58 @@ struct CarnBlock {
     std::vector<Pointwise> cascade;
 };
 
+// Of the cascade of blocks what a block adds to each step behind it, the first block what the entry adds too.
+inline std::vector<Pointwise> pack_outer(const pcsr::NetworkDescription& network, int block) {
+    const int width = network.width;
+    const std::vector<float> nothing(width, 0.0f);
+    std::vector<Pointwise> steps;
+    for (int j = block; j < kSteps; ++j) {
+        const std::string step = "backbone.cascade" + std::to_string(j + 1);
+        const auto part = [&](int i) { return network.weight(step + ".weight" + std::to_string(i), {width, width}); };
+        if (block == 0) {
+            steps.emplace_back(std::vector<const float*>{part(0), part(1)}, network.weight(step + ".bias", {width}), width, width);
+        } else {
+            steps.emplace_back(std::vector<const float*>{part(block + 1)}, nothing.data(), width, width);
+        }
+    }
+    return steps;
+}
+
 class CarnPass {
    public:
     // Rows that the first layer of a block is ahead of the last: two convolutions a step.
     static constexpr int kAhead = 2 * kSteps;
 
+    int width;
     const CarnBlock& block;
-    const Pointwise& outer;    // the cascade of blocks behind this one
-    const Entry* entry;        // of the first pass, which has no input
+    const std::vector<Pointwise>& outer;  // what the block adds to the steps behind it
+    const Entry* entry;                   // of the first pass, which has no input
     Picture picture;
-    Plane in;
-    std::vector<Plane> parts;  // of the outer cascade, but for this block's own: read, the first pass writes its one
-    Plane own, out;            // written, if there is a later pass to read them
+    Plane in, out;
+    const Plane* sums;              // of the second and third step: read, unless it is the first pass, and written
     const TableLayer* table_layer;  // of the last pass
     float* tables;
-
-    int width() const { return in.channels; }
-    Margin margin() const { return around(kAhead, entry); }
 
     struct Rows {
         Rows(Arena& arena, const CarnPass& pass, int columns)
             : zeros(arena.take(row_floats(pass, columns))),
               entry(arena, 1, columns),
-              x(arena, kSlab + kAhead, pass.width(), columns),
-              conv1{{arena, kSlab + 2, pass.width(), columns},
-                    {arena, kSlab + 2, pass.width(), columns},
-                    {arena, kSlab + 2, pass.width(), columns}},
-              mixed{{arena, kSlab + 2, pass.width(), columns}, {arena, kSlab + 2, pass.width(), columns}},
-              unit{{arena, kSlab + 4, pass.width(), columns}, {arena, kSlab + 2, pass.width(), columns}},
-              conv2(arena, kSlab, pass.width(), columns),
-              spare(arena, kSpares, pass.width(), columns),
+              x(arena, kSlab + kAhead, pass.width, columns),
+              conv1{{arena, kSlab + 2, pass.width, columns},
+                    {arena, kSlab + 2, pass.width, columns},
+                    {arena, kSlab + 2, pass.width, columns}},
+              mixed{{arena, kSlab + 2, pass.width, columns}, {arena, kSlab + 2, pass.width, columns}},
+              unit{{arena, kSlab + 4, pass.width, columns}, {arena, kSlab + 2, pass.width, columns}},
+              conv2(arena, kSlab, pass.width, columns),
+              spare(arena, kSpares, pass.width, columns),
               scratch(arena.take(std::max(pass.block.conv1.scratch(), pass.block.conv2.scratch()))) {}
 
         static std::size_t row_floats(const CarnPass& pass, int columns) {
-            return static_cast<std::size_t>(pass.width()) * columns;
+            return static_cast<std::size_t>(pass.width) * columns;
         }
 
-        // The last unit's and this block's output, the outer cascade's, and the parts of that from memory.
-        static constexpr int kSpares = 3 + kSteps;
+        // The last unit's and the block's output, and the features.
+        static constexpr int kSpares = 3;
         float* zeros;
         EntryRows entry;
         Ring x, conv1[kSteps], mixed[kSteps - 1], unit[kSteps - 1], conv2, spare;
@@ -103,7 +118,7 @@ class CarnPass {
     void unit(const Strip& strip, Rows& rows) const {
         std::fill_n(rows.zeros, Rows::row_floats(*this, strip.columns()), 0.0f);
         const int first = strip.y0 - lead(kAhead);
-        if (entry) rows.entry.begin(strip, first + kAhead);
+        if (entry) rows.entry.begin(first + kAhead);
         for (int y = first; y < strip.y1; y += kSlab) {
             source(strip, rows, y + kAhead);
             for (int step = 0; step < kSteps; ++step) {
@@ -159,33 +174,31 @@ class CarnPass {
             if (last) {
                 give(strip, rows, at, mixed);
             } else {
-                clear_borders(strip, mixed, width());
+                clear_borders(strip, mixed, width);
             }
         }
     }
 
-    // The block's output of a row that the unit gives, and that of the cascade of blocks.
+    // What the block adds, of a row that the unit gives, to the steps behind it; the first of them is then complete.
     void give(const Strip& strip, Rows& rows, int y, const float* output) const {
-        const float* gathered[Pointwise::kMostParts];
-        int part = 0;
-        if (entry) {
-            gathered[part++] = rows.x.row(y);
-            store_row(strip, rows.x.row(y), parts.front(), y);
-        } else {
-            for (; part < static_cast<int>(parts.size()); ++part) {
-                float* row = rows.spare.row(3 + part);
-                load_row(strip, parts[part], y, row);
-                gathered[part] = row;
+        const float* gathered[Pointwise::kMostParts] = {rows.x.row(y), output};
+        const float* const* parts = entry ? gathered : gathered + 1;
+        const int done = kSteps - static_cast<int>(outer.size());
+        for (int step = done; step < kSteps; ++step) {
+            float* sum = step == 0 ? nullptr : sums[step - 1].row(strip, y);
+            const float* so_far = entry ? nullptr : sum;
+            const Pointwise& add = outer[step - done];
+            if (step > done) {
+                add.row(parts, so_far, kIdentity, sum, strip.columns());
+                continue;
             }
-        }
-        gathered[part] = output;
-        float* mixed = rows.spare.row(2);
-        outer.row(gathered, nullptr, kRectified, mixed, strip.columns());
-        if (table_layer) {
-            table_layer->row(strip, mixed, y, tables);
-        } else {
-            store_row(strip, output, own, y);
-            store_row(strip, mixed, out, y);
+            float* mixed = table_layer ? rows.spare.row(2) : out.row(strip, y);
+            add.row(parts, so_far, kRectified, mixed, strip.columns());
+            if (table_layer) {
+                table_layer->row(strip, mixed, y, tables);
+            } else {
+                hand_over(strip, out, y);
+            }
         }
     }
 };
@@ -196,32 +209,34 @@ class Carn final : public Backbone {
         : width_(network.width), entry_(network, "backbone.entry", 3, kIdentity), table_layer_(network) {
         const int groups = network.option("groups");
         if (groups < 1 || width_ % groups != 0) throw std::invalid_argument("the width is no multiple of the groups");
-        for (int b = 1; b <= kSteps; ++b) blocks_.emplace_back(network, "backbone.block" + std::to_string(b), groups, form);
-        outer_ = pack_cascade(network, "backbone");
+        for (int b = 0; b < kSteps; ++b) {
+            blocks_.emplace_back(network, "backbone.block" + std::to_string(b + 1), groups, form);
+            outer_.push_back(pack_outer(network, b));
+        }
     }
 
     void run(const float* lr, int h, int w, float* tables, int threads) const override {
         const Workspaces::Lease lease(workspaces_);
         Workspace& workspace = *lease;
+        const Cut cut(h, w, CarnPass::kAhead);
         const auto plane = [&](int index) {
-            return Plane{workspace.planes.get(index, Plane::floats(width_, h, w)), width_, Plane::tiles_of(w)};
+            return Plane{workspace.planes.get(index, Plane::floats(cut, width_)), &cut, width_};
         };
-        // The entry's and the first two blocks' outputs; those of the first two steps of the cascade.
-        const Plane parts[kSteps] = {plane(0), plane(1), plane(2)};
-        const Plane mixed[kSteps - 1] = {plane(3), plane(4)};
+        const Plane mixed[kSteps - 1] = {plane(0), plane(1)};
+        const Plane sums[kSteps - 1] = {plane(2), plane(3)};
         for (int b = 0; b < kSteps; ++b) {
             const bool first = b == 0, last = b == kSteps - 1;
-            const CarnPass pass{blocks_[b],
+            const CarnPass pass{width_,
+                                blocks_[b],
                                 outer_[b],
                                 first ? &entry_ : nullptr,
                                 entry_.picture(lr),
-                                first ? mixed[0] : mixed[b - 1],
-                                std::vector<Plane>(parts, parts + b + 1),
-                                last ? Plane{} : parts[b + 1],
+                                first ? Plane{} : mixed[b - 1],
                                 last ? Plane{} : mixed[b],
+                                sums,
                                 last ? &table_layer_ : nullptr,
                                 tables};
-            run_pass(pass, h, w, workspace, threads);
+            run_pass(pass, cut, workspace, threads);
         }
     }
 
@@ -229,7 +244,7 @@ class Carn final : public Backbone {
     int width_;
     Entry entry_;
     std::vector<CarnBlock> blocks_;
-    std::vector<Pointwise> outer_;
+    std::vector<std::vector<Pointwise>> outer_;
     TableLayer table_layer_;
     mutable Workspaces workspaces_;
 };

@@ -58,7 +58,6 @@ class FsrcnnPass {
     float* tables;
 
     int ahead() const { return static_cast<int>(mapping.size()); }
-    Margin margin() const { return around(ahead(), entry); }
 
     struct Rows {
         Rows(Arena& arena, const FsrcnnPass& pass, int columns)
@@ -85,7 +84,7 @@ class FsrcnnPass {
     void unit(const Strip& strip, Rows& rows) const {
         std::fill_n(rows.zeros, Rows::row_floats(*this, strip.columns()), 0.0f);
         const int first = strip.y0 - lead(ahead());
-        if (entry) rows.entry.begin(strip, first + ahead());
+        if (entry) rows.entry.begin(first + ahead());
         for (int y = first; y < strip.y1; y += kSlab) {
             source(strip, rows, y + ahead());
             for (int i = 0; i < ahead(); ++i) {
@@ -124,7 +123,8 @@ class FsrcnnPass {
     void give(const Strip& strip, Rows& rows, int y) const {
         const float* map = rows.maps.back().row(y);
         if (!expand) {
-            store_row(strip, map, out, y);
+            std::copy_n(map, Rows::row_floats(*this, strip.columns()), out.row(strip, y));
+            hand_over(strip, out, y);
             return;
         }
         float* features = rows.features.row(y);
@@ -155,9 +155,10 @@ class Fsrcnn final : public Backbone {
         Workspace& workspace = *lease;
         const std::size_t layers = mapping_.size();
         const std::size_t passes = std::max<std::size_t>(1, (layers + kMostMapping - 1) / kMostMapping);
+        const Cut cut(h, w, static_cast<int>((layers + passes - 1) / passes));
         Plane planes[2];
         for (std::size_t i = 0; i < std::min<std::size_t>(2, passes - 1); ++i) {
-            planes[i] = Plane{workspace.planes.get(i, Plane::floats(small_, h, w)), small_, Plane::tiles_of(w)};
+            planes[i] = Plane{workspace.planes.get(i, Plane::floats(cut, small_)), &cut, small_};
         }
         for (std::size_t i = 0; i < passes; ++i) {
             const bool first = i == 0, last = i == passes - 1;
@@ -169,7 +170,7 @@ class Fsrcnn final : public Backbone {
                             expand_layer_.activation, &table_layer_,
                             tables};
             for (std::size_t j = i * layers / passes; j < (i + 1) * layers / passes; ++j) pass.mapping.push_back(&mapping_[j]);
-            run_pass(pass, h, w, workspace, threads);
+            run_pass(pass, cut, workspace, threads);
         }
     }
 

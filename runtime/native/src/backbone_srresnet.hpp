@@ -33,6 +33,7 @@ class TrunkPass {
    public:
     static constexpr int kAhead = 2;  // the two convolutions
 
+    int width;
     const TrunkUnit& trunk;
     const Entry* entry;             // of the first pass, which has no input
     Picture picture;
@@ -40,20 +41,17 @@ class TrunkPass {
     const TableLayer* table_layer;  // of the last pass
     float* tables;
 
-    int width() const { return in.channels; }
-    Margin margin() const { return around(kAhead, entry); }
-
     struct Rows {
         Rows(Arena& arena, const TrunkPass& pass, int columns)
             : zeros(arena.take(row_floats(pass, columns))),
               entry(arena, 1, columns),
-              x(arena, kSlab + kAhead, pass.width(), columns),
-              conv1(arena, kSlab + 2, pass.width(), columns),
-              conv2(arena, kSlab, pass.width(), columns),
+              x(arena, kSlab + kAhead, pass.width, columns),
+              conv1(arena, kSlab + 2, pass.width, columns),
+              conv2(arena, kSlab, pass.width, columns),
               scratch(arena.take(std::max(pass.trunk.conv1.scratch(), pass.trunk.conv2.scratch()))) {}
 
         static std::size_t row_floats(const TrunkPass& pass, int columns) {
-            return static_cast<std::size_t>(pass.width()) * columns;
+            return static_cast<std::size_t>(pass.width) * columns;
         }
 
         float* zeros;
@@ -65,7 +63,7 @@ class TrunkPass {
     void unit(const Strip& strip, Rows& rows) const {
         std::fill_n(rows.zeros, Rows::row_floats(*this, strip.columns()), 0.0f);
         const int first = strip.y0 - lead(kAhead);
-        if (entry) rows.entry.begin(strip, first + kAhead);
+        if (entry) rows.entry.begin(first + kAhead);
         for (int y = first; y < strip.y1; y += kSlab) {
             source(strip, rows, y + kAhead);
             convolve(strip, rows, trunk.conv1, rows.x, y + 1, 1, kRectified, rows.conv1);
@@ -98,14 +96,15 @@ class TrunkPass {
     }
 
     void give(const Strip& strip, Rows& rows, int y) const {
-        float* sum = rows.conv2.row(y);
+        const float* residual = rows.conv2.row(y);
         const float* x = rows.x.row(y);
+        float* sum = table_layer ? rows.conv2.row(y) : out.row(strip, y);
         const std::size_t floats = Rows::row_floats(*this, strip.columns());
-        for (std::size_t i = 0; i < floats; i += kLanes) store(sum + i, load(sum + i) + load(x + i));
+        for (std::size_t i = 0; i < floats; i += kLanes) store(sum + i, load(residual + i) + load(x + i));
         if (table_layer) {
             table_layer->row(strip, sum, y, tables);
         } else {
-            store_row(strip, sum, out, y);
+            hand_over(strip, out, y);
         }
     }
 };
@@ -125,16 +124,22 @@ class SrResnet final : public Backbone {
     void run(const float* lr, int h, int w, float* tables, int threads) const override {
         const Workspaces::Lease lease(workspaces_);
         Workspace& workspace = *lease;
+        const Cut cut(h, w, TrunkPass::kAhead);
         Plane planes[2];
-        for (int i = 0; i < 2; ++i) {
-            planes[i] = Plane{nullptr, width_, Plane::tiles_of(w)};
-            if (trunk_.size() > 1) planes[i].data = workspace.planes.get(i, Plane::floats(width_, h, w));
+        for (int i = 0; i < 2 && trunk_.size() > 1; ++i) {
+            planes[i] = Plane{workspace.planes.get(i, Plane::floats(cut, width_)), &cut, width_};
         }
         for (std::size_t i = 0; i < trunk_.size(); ++i) {
             const bool last = i + 1 == trunk_.size();
-            const TrunkPass pass{trunk_[i],     i == 0 ? &entry_ : nullptr,      entry_.picture(lr), planes[(i + 1) % 2],
-                                 planes[i % 2], last ? &table_layer_ : nullptr, tables};
-            run_pass(pass, h, w, workspace, threads);
+            const TrunkPass pass{width_,
+                                 trunk_[i],
+                                 i == 0 ? &entry_ : nullptr,
+                                 entry_.picture(lr),
+                                 planes[(i + 1) % 2],
+                                 planes[i % 2],
+                                 last ? &table_layer_ : nullptr,
+                                 tables};
+            run_pass(pass, cut, workspace, threads);
         }
     }
 

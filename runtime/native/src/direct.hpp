@@ -36,19 +36,28 @@ class Direct {
 
     int reach() const { return kernel_ / 2; }
 
-    // in: as many rows as the kernel is high, (inputs, columns) each; out: (outputs, columns).
-    void row(const float* const* in, Activation activation, float* out, int tiles) const {
+    // Input rows may be wider than what is written: where they lie, and by how many tiles they begin earlier.
+    struct Input {
+        const float* const* rows;  // as many as the kernel is high, (inputs, columns) each
+        int tiles;
+        int before = 0;
+    };
+
+    // out: (outputs, columns).
+    void row(const Input& in, Activation activation, float* out, int tiles) const {
         constexpr auto kernels = kernel_table<Kernel, kOutputsOfOneVector>();
         const std::size_t columns = static_cast<std::size_t>(kPhases) * tiles;
+        const std::size_t in_columns = static_cast<std::size_t>(kPhases) * in.tiles;
         const float* weights = weights_.data();
         for (int g = 0; g < groups_; ++g) {
             const float* rows[kLargestKernel];
-            for (int i = 0; i < kernel_; ++i) rows[i] = in[i] + g * inputs_ * columns;
+            for (int i = 0; i < kernel_; ++i) rows[i] = in.rows[i] + g * inputs_ * in_columns + in.before;
             for (int b = 0; b < blocks_.count; ++b) {
                 const int n = blocks_.size(b);
                 const int first = g * blocks_.outputs + blocks_.begin(b);
                 for (int phase = 0; phase < kPhases; ++phase) {
-                    kernels[n - 1](*this, rows, phase, tiles, weights, &bias_[first], activation, out + first * columns);
+                    kernels[n - 1](*this, rows, in.tiles, phase, weights, &bias_[first], activation, out + first * columns,
+                                   tiles);
                 }
                 weights += static_cast<std::size_t>(inputs_) * kernel_ * kernel_ * n;
             }
@@ -58,11 +67,12 @@ class Direct {
    private:
     template <int N>
     struct Kernel {
-        static void run(const Direct& of, const float* const* rows, int phase, int tiles, const float* all_weights,
-                        const float* bias, Activation activation, float* out) {
+        static void run(const Direct& of, const float* const* rows, int in_tiles, int phase, const float* all_weights,
+                        const float* bias, Activation activation, float* out, int tiles) {
             const std::size_t columns = static_cast<std::size_t>(kPhases) * tiles;
+            const std::size_t in_columns = static_cast<std::size_t>(kPhases) * in_tiles;
             int offsets[kLargestKernel];
-            for (int i = 0; i < of.kernel_; ++i) offsets[i] = column_offset(phase + i - of.reach(), tiles);
+            for (int i = 0; i < of.kernel_; ++i) offsets[i] = column_offset(phase + i - of.reach(), in_tiles);
             for (int tile = 0; tile < tiles; tile += kLanes) {
                 Vec sum[N];
                 PCSR_UNROLL
@@ -70,7 +80,7 @@ class Direct {
                 const float* weights = all_weights;
                 for (int k = 0; k < of.inputs_; ++k) {
                     for (int i = 0; i < of.kernel_; ++i) {
-                        const float* from = rows[i] + k * columns + tile;
+                        const float* from = rows[i] + k * in_columns + tile;
                         for (int j = 0; j < of.kernel_; ++j, weights += N) {
                             const Vec value = load(from + offsets[j]);
                             PCSR_UNROLL

@@ -33,41 +33,43 @@ struct Entry {
     float mean[3], deviation[3];
 };
 
-// What a pass has to see that has so many 3x3 convolutions one behind another, and an entry or none.
-inline Margin around(int convolutions, const Entry* entry) {
-    const int reach = entry ? entry->direct.reach() : 0;
-    return Margin{convolutions + reach, std::max(1, reach)};
-}
-
-// Its rows for a strip, slab after slab.
+// Its rows for a strip, slab after slab. The picture's rows are a tile wider to both sides than the strip: so strips need
+// not overlap more for the entry.
 class EntryRows {
    public:
     EntryRows(Arena& arena, int reach, int columns)
-        : reach_(reach), image_(arena, kSlab + 2 * reach, 3, columns), zeros_(arena.take(3 * static_cast<std::size_t>(columns))) {}
+        : reach_(reach),
+          tiles_(columns / kPhases + 2 * kBefore),
+          image_(arena, kSlab + 2 * reach, 3, kPhases * tiles_),
+          zeros_(arena.take(3 * kPhases * static_cast<std::size_t>(tiles_))) {}
 
     // The slab that comes first begins at y.
-    void begin(const Strip& strip, int y) {
+    void begin(int y) {
         next_ = y - reach_;
         image_.begin(next_);
-        std::fill_n(zeros_, 3 * static_cast<std::size_t>(strip.columns()), 0.0f);
+        std::fill_n(zeros_, 3 * kPhases * static_cast<std::size_t>(tiles_), 0.0f);
     }
 
     // Those of the four rows from y that are in the picture.
     void slab(const Entry& entry, const Picture& picture, const Strip& strip, int y, float* const (&out)[kSlab]) {
         for (; next_ < y + kSlab + reach_; ++next_) {
-            if (strip.has_row(next_)) load_row(strip, picture, next_, image_.row(next_));
+            if (!strip.has_row(next_)) continue;
+            load_row(strip, picture, strip.first - kPhases * kBefore, tiles_, next_, image_.row(next_));
         }
         const float* in[kSlab + Direct::kLargestKernel - 1];
         image_.around(strip, zeros_, y, reach_, in);
         for (int i = 0; i < kSlab; ++i) {
             if (!strip.has_row(y + i)) continue;
-            entry.direct.row(in + i, entry.activation, out[i], strip.tiles);
+            entry.direct.row({in + i, tiles_, kBefore}, entry.activation, out[i], strip.tiles);
             clear_borders(strip, out[i], entry.outputs);
         }
     }
 
    private:
-    int reach_, next_ = 0;
+    static constexpr int kBefore = 1;
+    static_assert(kPhases * kBefore >= Direct::kLargestKernel / 2);
+
+    int reach_, tiles_, next_ = 0;
     Ring image_;
     float* zeros_;
 };

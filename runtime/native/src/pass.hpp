@@ -22,19 +22,17 @@ inline bool needed(const Strip& strip, int y, int ahead) {
     return y + kSlab > strip.y0 - ahead && y + kSlab > 0 && y < strip.h;
 }
 
-// Pass has margin(), Rows(Arena&, const Pass&, columns), and unit(strip, rows), which must not throw.
+// Pass has Rows(Arena&, const Pass&, columns), and unit(strip, rows), which must not throw.
 template <class Pass>
-void run_pass(const Pass& pass, int h, int w, Workspace& workspace, int threads) {
-    const std::vector<Strip> units = cut(h, w, pass.margin());
-    const int columns = most_columns(units);
+void run_pass(const Pass& pass, const Cut& cut, Workspace& workspace, int threads) {
     Arena counting(nullptr);
-    typename Pass::Rows(counting, pass, columns);
+    typename Pass::Rows(counting, pass, cut.widest);
     std::vector<float*> memory;
     for (int i = 0; i < threads; ++i) memory.push_back(workspace.threads.get(i, counting.used()));
-    for_each_unit(threads, static_cast<int>(units.size()), [&](int worker, int unit) {
+    for_each_unit(threads, static_cast<int>(cut.units.size()), [&](int worker, int unit) {
         Arena arena(memory[worker]);
-        typename Pass::Rows rows(arena, pass, units[unit].columns());
-        pass.unit(units[unit], rows);
+        typename Pass::Rows rows(arena, pass, cut.units[unit].columns());
+        pass.unit(cut.units[unit], rows);
     });
 }
 

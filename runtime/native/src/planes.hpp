@@ -8,72 +8,69 @@
 
 namespace PCSR_ISA {
 
-// (h, channels, 4 phases, tiles), as a strip that is as wide as the picture.
+// The rows of each strip lie together, as they are in the strip, so that the processor can fetch ahead; and apart from
+// them the columns that its neighbours need.
 struct Plane {
-    float* data;
-    int channels, tiles;
+    float* data = nullptr;
+    const Cut* cut = nullptr;
+    int channels = 0;
 
-    static int tiles_of(int w) { return (w + kPhases - 1) / kPhases; }
-    static std::size_t floats(int channels, int h, int w) {
-        return static_cast<std::size_t>(h) * channels * kPhases * tiles_of(w);
+    static std::size_t floats(const Cut& cut, int channels) {
+        return static_cast<std::size_t>(cut.h) * channels * (cut.columns + 2 * cut.halo * cut.strips);
     }
-    float* row(int y) const { return data + static_cast<std::size_t>(y) * channels * kPhases * tiles; }
+
+    float* row(const Strip& strip, int y) const {
+        const std::size_t rows_before = static_cast<std::size_t>(strip.before) * cut->h;
+        return data + (rows_before + static_cast<std::size_t>(y) * strip.columns()) * channels;
+    }
+
+    // (channels, halo): the first columns that the strip with this index gives, or the last ones.
+    enum Side { kFirst, kLast };
+    float* edge(int index, Side side, int y) const {
+        const std::size_t rows = static_cast<std::size_t>(cut->h) * cut->columns;
+        const std::size_t before = (static_cast<std::size_t>(index) * 2 + side) * cut->h + y;
+        return data + (rows + before * cut->halo) * channels;
+    }
 };
 
-// Runs are short, and the calls of memcpy would take longer than they.
-PCSR_INLINE void copy_run(float* to, const float* from, int n) {
-    if (n < kLanes) {
-        for (int i = 0; i < n; ++i) to[i] = from[i];
-        return;
+// Copy columns from x to x_end of a strip's row to what another strip's edge is, or back.
+template <bool ToRow, class Edge>
+PCSR_INLINE void copy_edge(const Strip& strip, const Plane& plane, int x, int x_end, float* row, Edge* edge) {
+    for (int i = 0; x + i < x_end; ++i) {
+        float* at = row + column_offset(x + i - strip.first, strip.tiles);
+        for (int c = 0; c < plane.channels; ++c) {
+            float& in_row = at[static_cast<std::size_t>(c) * strip.columns()];
+            float& in_edge = edge[static_cast<std::size_t>(c) * plane.cut->halo + i];
+            (ToRow ? in_row : in_edge) = ToRow ? in_edge : in_row;
+        }
     }
-    for (int i = 0; i + kLanes < n; i += kLanes) store(to + i, load(from + i));
-    store(to + n - kLanes, load(from + n - kLanes));
 }
 
-// Of one phase of a strip: where its columns from x_begin to x_end lie in the strip and in a plane.
-struct PhaseRun {
-    int tile, count;    // in the strip
-    int plane_offset;   // of the first one, within a channel
-
-    PhaseRun(const Strip& strip, const Plane& plane, int phase, int x_begin, int x_end) {
-        const int origin = strip.first + phase;  // the picture's column of tile 0
-        const int before = std::max(0, x_begin - origin);
-        tile = (before + kPhases - 1) / kPhases;
-        const int end = std::min(strip.tiles, (x_end - origin + kPhases - 1) / kPhases);
-        count = x_end <= origin ? 0 : std::max(0, end - tile);
-        plane_offset = column_offset(origin + kPhases * tile, plane.tiles);
+// What a strip gives has been written to its row of the plane: hand the neighbours their part.
+inline void hand_over(const Strip& strip, const Plane& plane, int y) {
+    const int halo = plane.cut->halo;
+    float* row = plane.row(strip, y);
+    if (strip.x0 > 0) {
+        copy_edge<false>(strip, plane, strip.x0, std::min(strip.x1, strip.x0 + halo), row,
+                         plane.edge(strip.index, Plane::kFirst, y));
     }
-};
+    if (strip.x1 < strip.w) {
+        copy_edge<false>(strip, plane, strip.x1 - halo, strip.x1, row, plane.edge(strip.index, Plane::kLast, y));
+    }
+}
 
-// A row with all columns of the strip, zero outside of the picture.
+// A row with the neighbours' columns, and zeros beside the picture.
 inline void load_row(const Strip& strip, const Plane& plane, int y, float* row) {
-    const int end = std::min(strip.w, strip.first + strip.columns());
-    for (int phase = 0; phase < kPhases; ++phase) {
-        const PhaseRun run(strip, plane, phase, std::max(0, strip.first), end);
-        const float* from = plane.row(y) + run.plane_offset;
-        float* to = row + phase * strip.tiles;
-        for (int c = 0; c < plane.channels; ++c) {
-            std::fill_n(to, run.tile, 0.0f);
-            copy_run(to + run.tile, from, run.count);
-            std::fill(to + run.tile + run.count, to + strip.tiles, 0.0f);
-            from += kPhases * plane.tiles;
-            to += strip.columns();
-        }
+    const int halo = plane.cut->halo;
+    std::memcpy(row, plane.row(strip, y), sizeof(float) * plane.channels * strip.columns());
+    if (strip.x0 > 0) {
+        copy_edge<true>(strip, plane, strip.x0 - halo, strip.x0, row, plane.edge(strip.index - 1, Plane::kLast, y));
     }
-}
-
-// The columns that the strip gives.
-inline void store_row(const Strip& strip, const float* row, const Plane& plane, int y) {
-    for (int phase = 0; phase < kPhases; ++phase) {
-        const PhaseRun run(strip, plane, phase, strip.x0, strip.x1);
-        const float* from = row + phase * strip.tiles + run.tile;
-        float* to = plane.row(y) + run.plane_offset;
-        for (int c = 0; c < plane.channels; ++c) {
-            copy_run(to, from, run.count);
-            from += strip.columns();
-            to += kPhases * plane.tiles;
-        }
+    if (strip.x1 < strip.w) {
+        copy_edge<true>(strip, plane, strip.x1, std::min(strip.w, strip.x1 + halo), row,
+                        plane.edge(strip.index + 1, Plane::kFirst, y));
     }
+    clear_borders(strip, row, plane.channels);
 }
 
 // Planar, (3, h, w); the normalisation comes before the padding with zeros, as in the graph.
@@ -82,14 +79,15 @@ struct Picture {
     float mean[3], deviation[3];
 };
 
-inline void load_row(const Strip& strip, const Picture& picture, int y, float* row) {
+// A row of so many tiles, from a column of the picture on.
+inline void load_row(const Strip& strip, const Picture& picture, int first, int tiles, int y, float* row) {
     for (int c = 0; c < 3; ++c) {
         const float* from = picture.data + (static_cast<std::size_t>(c) * strip.h + y) * strip.w;
-        float* to = row + c * strip.columns();
-        for (int column = 0; column < strip.columns(); ++column) {
-            const int x = strip.first + column;
+        float* to = row + static_cast<std::size_t>(c) * kPhases * tiles;
+        for (int column = 0; column < kPhases * tiles; ++column) {
+            const int x = first + column;
             const bool inside = x >= 0 && x < strip.w;
-            to[column_offset(column, strip.tiles)] = inside ? (from[x] - picture.mean[c]) / picture.deviation[c] : 0.0f;
+            to[column_offset(column, tiles)] = inside ? (from[x] - picture.mean[c]) / picture.deviation[c] : 0.0f;
         }
     }
 }

@@ -59,6 +59,13 @@ class Pointwise {
             Vec sum[N][kVectors];
             PCSR_UNROLL
             for (int o = 0; o < N; ++o) {
+                // Rows of planes come from memory and go there, and the sums take as long as that.
+                __builtin_prefetch(out + static_cast<std::size_t>(o) * columns, 1);
+                __builtin_prefetch(out + static_cast<std::size_t>(o) * columns + kStep - 1, 1);
+                if (residual) {
+                    __builtin_prefetch(residual + static_cast<std::size_t>(o) * columns);
+                    __builtin_prefetch(residual + static_cast<std::size_t>(o) * columns + kStep - 1);
+                }
                 PCSR_UNROLL
                 for (int v = 0; v < kVectors; ++v) sum[o][v] = broadcast(bias[o]);
             }

@@ -33,7 +33,7 @@ class SlabConvolution {
         if (winograd_) {
             winograd_->slab(in, activation, out, strip.tiles, scratch);
         } else {
-            for (int i = 0; i < kSlab; ++i) direct_->row(in + i, activation, out[i], strip.tiles);
+            for (int i = 0; i < kSlab; ++i) direct_->row({in + i, strip.tiles}, activation, out[i], strip.tiles);
         }
         for (float* row : out) clear_borders(strip, row, outputs_);
     }

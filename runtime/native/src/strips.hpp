@@ -29,8 +29,9 @@ PCSR_INLINE int column_offset(int column, int tiles) { return (column & (kPhases
 struct Strip {
     int h, w;            // of the picture
     int y0, y1, x0, x1;  // the pixels that it gives
-    int first;           // picture's column of the strip's column 0; negative at the left border
+    int first;           // picture's column of the strip's column 0; -1 at the left border
     int tiles;           // a multiple of the lanes
+    int index, before;   // among the strips from the left; columns of those before it
 
     int columns() const { return kPhases * tiles; }
     bool has_row(int y) const { return y >= 0 && y < h; }
@@ -43,65 +44,64 @@ constexpr int kWidestStrip = 192;
 constexpr int kUnits = 32;
 constexpr int kLeastBand = 64;
 
-// How much more than what it gives a strip has to see.
-struct Margin {
-    int halo;    // pixels to each side that an output pixel depends on
-    int border;  // columns of zeros that suffice beside the picture: the widest convolution's
-};
-
-// Cut the width into strips of at most so many columns; none if the halo leaves no room.
-inline std::vector<Strip> cut_columns(int w, Margin margin, int widest) {
+// Cut the width into strips of at most so many columns, each of which sees `halo` columns more to both sides than it gives;
+// none if that leaves no room.
+inline std::vector<Strip> cut_columns(int w, int halo, int widest) {
     constexpr int unit = kPhases * kLanes;
     std::vector<Strip> strips;
+    int index = 0, before = 0;
     for (int x = 0; x < w;) {
-        const int left = x == 0 ? margin.border : margin.halo;
-        const int rest = left + (w - x) + margin.border;
+        // One column of zeros suffices beside the picture.
+        const int left = x == 0 ? 1 : halo;
+        const int rest = left + (w - x) + 1;
         const bool last = rest <= widest;
         const int columns = last ? (rest + unit - 1) / unit * unit : widest;
-        const int end = last ? w : x - left + columns - margin.halo;
-        if (end <= x) return {};
-        strips.push_back(Strip{0, w, 0, 0, x, end, x - left, columns / kPhases});
+        const int end = last ? w : x - left + columns - halo;
+        // Neighbours' halos end within a strip: what they need they find there.
+        if (!last && end - x < std::max(1, halo)) return {};
+        strips.push_back(Strip{0, w, 0, 0, x, end, x - left, columns / kPhases, index++, before});
+        before += columns;
         x = end;
     }
     return strips;
 }
 
-// The units of a pass, of strips as wide as waste the fewest columns.
-inline std::vector<Strip> cut(int h, int w, Margin margin) {
-    constexpr int unit = kPhases * kLanes;
-    std::vector<Strip> strips;
-    long least = LONG_MAX;
-    for (int widest = unit; widest <= kWidestStrip; widest += unit) {
-        std::vector<Strip> candidate = cut_columns(w, margin, widest);
-        if (candidate.empty()) continue;
-        long columns = 0;
-        for (const Strip& strip : candidate) columns += strip.columns();
-        if (columns < least) {
-            least = columns;
-            strips = std::move(candidate);
-        }
-    }
-    if (strips.empty()) throw std::logic_error("a pass has too large a halo for its strips");
-    const int wanted = std::max(1, kUnits / static_cast<int>(strips.size()));
-    const int bands = std::min(wanted, std::max(1, h / kLeastBand));
-    const int rows = ((h + bands - 1) / bands + kSlab - 1) / kSlab * kSlab;
+// The units of all passes over a picture.
+struct Cut {
+    int h, halo;
     std::vector<Strip> units;
-    for (int y = 0; y < h; y += rows) {
-        for (Strip strip : strips) {
-            strip.h = h;
-            strip.y0 = y;
-            strip.y1 = std::min(h, y + rows);
-            units.push_back(strip);
+    int strips, columns;  // of all strips together
+    int widest;           // columns of the widest
+
+    // Of strips as wide as waste the fewest columns.
+    Cut(int h, int w, int halo) : h(h), halo(halo), columns(INT_MAX) {
+        constexpr int unit = kPhases * kLanes;
+        std::vector<Strip> row;
+        for (int most = unit; most <= kWidestStrip; most += unit) {
+            std::vector<Strip> candidate = cut_columns(w, halo, most);
+            if (candidate.empty()) continue;
+            const int sum = candidate.back().before + candidate.back().columns();
+            if (sum < columns) {
+                columns = sum;
+                row = std::move(candidate);
+            }
+        }
+        if (row.empty()) throw std::logic_error("a pass has too large a halo for its strips");
+        strips = static_cast<int>(row.size());
+        widest = 0;
+        for (const Strip& strip : row) widest = std::max(widest, strip.columns());
+        const int bands = std::min(std::max(1, kUnits / strips), std::max(1, h / kLeastBand));
+        const int rows = ((h + bands - 1) / bands + kSlab - 1) / kSlab * kSlab;
+        for (int y = 0; y < h; y += rows) {
+            for (Strip strip : row) {
+                strip.h = h;
+                strip.y0 = y;
+                strip.y1 = std::min(h, y + rows);
+                units.push_back(strip);
+            }
         }
     }
-    return units;
-}
-
-inline int most_columns(const std::vector<Strip>& units) {
-    int most = 0;
-    for (const Strip& unit : units) most = std::max(most, unit.columns());
-    return most;
-}
+};
 
 // Layers pad with zeros: after each one the column on either side of the picture is zero again. The columns beyond hold
 // numbers that nobody uses.

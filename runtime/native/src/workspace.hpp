@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "buffer.hpp"
+#include "pages.hpp"
 
 namespace PCSR_ISA {
 
@@ -19,7 +19,7 @@ class Pieces {
         Piece& piece = pieces_[index];
         if (piece.floats < floats) {
             piece = Piece{};  // first: the old and the new one together might be too much
-            piece.buffer = std::make_unique<Buffer>(floats);
+            piece.buffer = std::make_unique<Pages>(floats);
             piece.floats = floats;
         }
         return piece.buffer ? piece.buffer->data() : nullptr;
@@ -27,7 +27,7 @@ class Pieces {
 
    private:
     struct Piece {
-        std::unique_ptr<Buffer> buffer;
+        std::unique_ptr<Pages> buffer;
         std::size_t floats = 0;
     };
     std::vector<Piece> pieces_;
