@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
+from pcsr.runtime.compose import Patch, finish
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.terms import Terms, terms
@@ -109,6 +110,10 @@ class GraphBackend:
             if routed.size:
                 self._sparse(j, routed, tables, place, region, out)
         return self._finite(out, region)
+
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """Compose in NumPy."""
+        finish(residual, classes, patch)
 
     def _run(self, graph: str, feed: Mapping[str, NDArray[Any]], *shapes: Shape) -> Sequence[NDArray[Any]]:
         """Run a graph that is to give floating-point arrays of these shapes.

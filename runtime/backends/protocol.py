@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.compose import Patch
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
@@ -79,6 +80,9 @@ class Backend(Protocol):
         Returns:
             (rows, 3, columns) float32, to be added to the bilinear base; the caller may overwrite it.
         """
+
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """What `compose.finish` says."""
 
     def close(self) -> None:
         """Release what it holds."""

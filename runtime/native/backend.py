@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from pcsr.runtime.backends.graphs import Run
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
+from pcsr.runtime.compose import Patch
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
-from pcsr.runtime.native.library import PlaceArrays, open_library
+from pcsr.runtime.native.abi import PlaceArrays
+from pcsr.runtime.native.library import open_library
 from pcsr.runtime.terms import terms
 from pcsr.runtime.tiling import Region
 
@@ -101,6 +103,10 @@ class NativeBackend:
         classes = np.ascontiguousarray(classes)
         finite = self._engine.residuals(tables.classifier, tables.window, place, region, classes, out)
         return self._finite(out, finite, region)
+
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """Compose by kernels."""
+        self._engine.finish(residual, np.ascontiguousarray(classes), patch)
 
     def close(self) -> None:
         """Let go of the network."""

@@ -9,113 +9,40 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.compose import Patch, read_for
 from pcsr.runtime.errors import BackendError, MemoryLimitError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import Manifest
+from pcsr.runtime.native.abi import (
+    ABI,
+    MESSAGE_BYTES,
+    NO_MEMORY,
+    NOT_FINITE,
+    SAMPLES,
+    HeadStructure,
+    NetworkStructure,
+    OptionStructure,
+    PatchStructure,
+    PlaceArrays,
+    TablesStructure,
+    WeightStructure,
+    declare,
+    region_structure,
+)
 from pcsr.runtime.tiling import Region
 
-__all__ = ["INSTRUCTION_SET", "Engine", "Library", "PlaceArrays", "open_library"]
+__all__ = ["INSTRUCTION_SET", "Engine", "Library", "open_library"]
 
 PATH = Path(__file__).parent / "kernels.so"
-# Of the structures below; abi.cpp has the same number.
-ABI = 1
 # Names the instruction set to use in place of the best: for tests and comparisons.
 INSTRUCTION_SET = "PCSR_NATIVE_ISA"
-NO_MEMORY, NOT_FINITE = 1, 3
-MESSAGE_BYTES = 512
 
 Float = NDArray[np.float32]
-
-
-class _Option(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_int32))
-
-
-class _Weight(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("data", ctypes.c_void_p),
-        ("dimensions", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * 4),
-    )
-
-
-class _Head(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("hidden", ctypes.POINTER(ctypes.c_int32)),
-        ("hidden_layers", ctypes.c_int32),
-        ("outputs", ctypes.c_int32),
-    )
-
-
-class _Network(ctypes.Structure):
-    _fields_ = (
-        ("backbone", ctypes.c_char_p),
-        ("width", ctypes.c_int32),
-        ("mean", ctypes.c_float * 3),
-        ("std", ctypes.c_float * 3),
-        ("options_count", ctypes.c_int32),
-        ("options", ctypes.POINTER(_Option)),
-        ("heads_count", ctypes.c_int32),
-        ("heads", ctypes.POINTER(_Head)),
-        ("weights_count", ctypes.c_int32),
-        ("weights", ctypes.POINTER(_Weight)),
-    )
-
-
-class _Region(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("top", "bottom", "left", "right"))
-
-
-class _Tables(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("window", _Region))
-
-
-class _Place(ctypes.Structure):
-    _fields_ = (
-        ("nearest_rows", ctypes.c_void_p),
-        ("nearest_columns", ctypes.c_void_p),
-        ("row_terms", ctypes.POINTER(ctypes.c_void_p)),
-        ("column_terms", ctypes.POINTER(ctypes.c_void_p)),
-        ("column_stride", ctypes.c_int64),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceArrays:
-    """The geometry of a picture as kernels read it; see Place in engine.hpp.
-
-    Attributes:
-        nearest_rows: (H,) int32.
-        nearest_columns: (W,) int32.
-        row_terms: of each head (H, padded channels) float32.
-        column_terms: of the classifier and class 0 (channels, stride), of the others (W, padded channels).
-        stride: of the former.
-    """
-
-    nearest_rows: NDArray[np.int32]
-    nearest_columns: NDArray[np.int32]
-    row_terms: Sequence[Float]
-    column_terms: Sequence[Float]
-    stride: int
-
-    def structure(self) -> _Place:
-        """For a call; the arrays are to outlive it."""
-        pointers = ctypes.c_void_p * len(self.row_terms)
-        return _Place(
-            self.nearest_rows.ctypes.data,
-            self.nearest_columns.ctypes.data,
-            pointers(*(each.ctypes.data for each in self.row_terms)),
-            pointers(*(each.ctypes.data for each in self.column_terms)),
-            self.stride,
-        )
 
 
 class Engine:
@@ -159,13 +86,35 @@ class Engine:
             out.ctypes.data,
         )
 
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """Add the base to residuals (rows, 3, columns), refine, and write into the output."""
+        read = read_for(patch.region, patch.rows, patch.columns)
+        lr = np.ascontiguousarray(patch.picture[read.top : read.bottom, read.left : read.right])
+        rows, columns = patch.rows, patch.columns
+        made = PatchStructure(
+            lr.ctypes.data,
+            *(read.top, read.left, lr.shape[1]),
+            *(lr.shape[2] if lr.ndim == 3 else 1, SAMPLES[lr.dtype], patch.refined),
+            *(each.ctypes.data for each in (rows.low, rows.high, rows.weight)),
+            *(each.ctypes.data for each in (columns.low, columns.high, columns.weight)),
+            region_structure(patch.region),
+            region_structure(patch.inner),
+            patch.out.ctypes.data,
+            patch.out.strides[0],
+        )
+        self._call("pcsr_finish", ctypes.byref(made), residual.ctypes.data, classes.ctypes.data)
+
     def close(self) -> None:
         """Release it; no call may be under way."""
         pointer, self._pointer = self._pointer, ctypes.c_void_p()
         self._library.pcsr_close(pointer)
 
     def _where(self, tables: Float, window: Region, place: PlaceArrays, region: Region) -> list[Any]:
-        made = _Tables(tables.ctypes.data, _region(window)), place.structure(), _region(region)
+        made = (
+            TablesStructure(tables.ctypes.data, region_structure(window)),
+            place.structure,
+            region_structure(region),
+        )
         return [ctypes.byref(each) for each in made]
 
     def _call(self, name: str, *arguments: Any) -> bool:
@@ -209,23 +158,28 @@ class Library:
             for name, array in weights.items()
             if array.dtype == np.float32 and array.ndim <= 4
         }
-        given = _Network(
+        given = NetworkStructure(
             network.backbone.encode(),
             network.width,
             (ctypes.c_float * 3)(*manifest.normalisation.mean),
             (ctypes.c_float * 3)(*manifest.normalisation.std),
-            *_array(_Option, [_Option(name.encode(), value) for name, value in network.options.items()]),
             *_array(
-                _Head,
+                OptionStructure,
+                [OptionStructure(name.encode(), value) for name, value in network.options.items()],
+            ),
+            *_array(
+                HeadStructure,
                 [
-                    _Head(name.encode(), (ctypes.c_int32 * len(hidden))(*hidden), len(hidden), outputs)
+                    HeadStructure(
+                        name.encode(), (ctypes.c_int32 * len(hidden))(*hidden), len(hidden), outputs
+                    )
                     for name, hidden, outputs in heads
                 ],
             ),
             *_array(
-                _Weight,
+                WeightStructure,
                 [
-                    _Weight(
+                    WeightStructure(
                         name.encode(),
                         array.ctypes.data,
                         array.ndim,
@@ -268,27 +222,8 @@ def open_library() -> Library:
         raise BackendError(
             f"the native kernels at {PATH} are of version {found}, and this pcsr needs {ABI}; install pcsr anew"
         )
-    _declare(library)
+    declare(library)
     return Library(library, os.environ.get(INSTRUCTION_SET) or None)
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32
-    where = [pointer] * 4
-    arguments = {
-        "pcsr_instruction_sets": [text, ctypes.c_size_t],
-        "pcsr_open": [text, pointer, pointer, pointer, text],
-        "pcsr_close": [pointer],
-        "pcsr_no_backbone": [pointer],
-        "pcsr_tables": [pointer, pointer, number, number, pointer, number, text],
-        "pcsr_probabilities": [*where, pointer, text],
-        "pcsr_residuals": [*where, pointer, pointer, text],
-    }
-    for name, types in arguments.items():
-        getattr(library, name).argtypes = types
-    for name in ("pcsr_instruction_sets", "pcsr_close"):
-        getattr(library, name).restype = None
-    library.pcsr_no_backbone.restype = text
 
 
 def _checked(function: Any, *arguments: Any) -> bool:
@@ -309,7 +244,3 @@ def _checked(function: Any, *arguments: Any) -> bool:
 
 def _array(kind: Any, items: Sequence[Any]) -> tuple[int, Any]:
     return len(items), (kind * len(items))(*items)
-
-
-def _region(region: Region) -> _Region:
-    return _Region(region.top, region.bottom, region.left, region.right)

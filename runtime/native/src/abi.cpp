@@ -1,6 +1,7 @@
-// The C interface that library.py calls: plain structures and numbers, a status for every call, no exception.
+// The C interface that abi.py declares and library.py calls: plain structures and numbers, a status for every call, no
+// exception.
 //
-// Everything that a structure here or its meaning changes raises PCSR_ABI, here and in library.py.
+// Everything that a structure here or its meaning changes raises PCSR_ABI, here and in abi.py.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -12,7 +13,7 @@
 #include "engine.hpp"
 #include "network.hpp"
 
-#define PCSR_ABI 1
+#define PCSR_ABI 2
 #define PCSR_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -171,5 +172,13 @@ PCSR_EXPORT int pcsr_residuals(const void* engine, const pcsr::Tables* tables, c
     return guarded(message, [&] {
         const bool finite = static_cast<const pcsr::Engine*>(engine)->residuals(*tables, *place, *region, classes, out);
         return finite ? kDone : kNotFinite;
+    });
+}
+
+PCSR_EXPORT int pcsr_finish(const void* engine, const pcsr::Patch* patch, float* residual, const std::uint8_t* classes,
+                            char* message) {
+    return guarded(message, [&] {
+        static_cast<const pcsr::Engine*>(engine)->finish(*patch, residual, classes);
+        return kDone;
     });
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "backbone.hpp"
+#include "finish.hpp"
 #include "heads.hpp"
 
 namespace PCSR_ISA {
@@ -34,6 +35,10 @@ class Network final : public pcsr::Engine {
     bool residuals(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Region& region,
                    const std::uint8_t* classes, float* out) const override {
         return heads_.residuals(tables, place, region, classes, out);
+    }
+
+    void finish(const pcsr::Patch& patch, float* residual, const std::uint8_t* classes) const override {
+        PCSR_ISA::finish(patch, residual, classes);
     }
 
    private:

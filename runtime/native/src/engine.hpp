@@ -35,6 +35,29 @@ struct Place {
     std::int64_t column_stride;
 };
 
+// Type of a picture's samples: uint8, uint16, float32.
+enum class Sample : std::int32_t { byte = 0, word = 1, real = 2 };
+
+// A block of the output and what its pixels are made of; see Patch in compose.py.
+struct Patch {
+    // Of the input, (rows, lr_columns, channels), from row lr_top and column lr_left on: all that the base reads.
+    const void* lr;
+    std::int32_t lr_top, lr_left, lr_columns;
+    std::int32_t channels;
+    Sample sample;
+    std::int32_t refined;
+    // Of every output row and column the input pixels it lies between, and the weight of the second.
+    const std::int32_t *low_rows, *high_rows;
+    const float* row_weights;
+    const std::int32_t *low_columns, *high_columns;
+    const float* column_weights;
+    // What the residual is of, and what of it is wanted.
+    Region region, inner;
+    // Of `inner`; bytes from row to row.
+    void* out;
+    std::int64_t out_stride;
+};
+
 class Engine {
    public:
     virtual ~Engine() = default;
@@ -50,6 +73,9 @@ class Engine {
 
     // classes: (rows, columns); out: (rows, 3, columns).
     virtual bool residuals(const Tables&, const Place&, const Region&, const std::uint8_t* classes, float* out) const = 0;
+
+    // residual: (rows, 3, columns) of the patch's region, overwritten; classes: (rows, columns).
+    virtual void finish(const Patch&, float* residual, const std::uint8_t* classes) const = 0;
 };
 
 }  // namespace pcsr

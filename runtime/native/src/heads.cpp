@@ -31,8 +31,10 @@ void softmax(float* values, int outputs, int vector) {
     for (int j = 0; j < outputs; ++j) store(at + j * kPixels, load(at + j * kPixels) / sum);
 }
 
-// The output columns of a group, seen from the input: vectors of them begin at `base` input columns from `first`, and
-// their lanes at `lanes` from there. Columns never skip an input column, so a vector's reach is its own width.
+// Output columns that are computed at once, seen from the input: vectors of them begin at `base` input columns from
+// `first`, and their lanes at `lanes` from there. Nearly always there are kPixels of them, or all that are left; where
+// the input is some ten thousand columns wide and hardly enlarged, float32 skips an input column now and then, so that
+// a vector may reach further than it is wide: there the group ends.
 struct Group {
     int left, columns, first, inputs;
     int base[kVectors];
@@ -42,8 +44,14 @@ struct Group {
         : left(left), columns(std::min(right - left, kPixels)), first(nearest[left]) {
         for (int v = 0; v < kVectors; ++v) {
             for (int i = 0; i < kLanes; ++i) {
+                const int x = v * kLanes + i;
+                if (x < columns) {
+                    const std::int32_t at = nearest[left + x] - first;
+                    if (i == 0) base[v] = at;
+                    if (at >= kPixels || at - base[v] >= kLanes) columns = x;
+                }
                 // Lanes beyond the last column repeat it.
-                const std::int32_t at = nearest[left + std::min(v * kLanes + i, columns - 1)] - first;
+                const std::int32_t at = nearest[left + std::min(x, columns - 1)] - first;
                 if (i == 0) base[v] = at;
                 lanes[v][i] = at - base[v];
             }
@@ -108,9 +116,10 @@ bool Heads::dense(std::size_t number, Ending ending, const pcsr::Tables& tables,
     const float* row_terms = place.row_terms[number];
     const std::size_t first = static_cast<std::size_t>(padded) * kPixels;
     const std::size_t widest = static_cast<std::size_t>(layers.widest()) * kPixels;
-    Buffer transposed(first), sums(first), front(widest), back(widest);
+    // The last vector may begin at the last input column.
+    Buffer transposed(first + kLanes), sums(first), front(widest), back(widest);
     Vec seen = broadcast(0.0f);
-    for (int left = region.left; left < region.right; left += kPixels) {
+    for (int left = region.left; left < region.right;) {
         const Group group(place.nearest_columns, left, region.right);
         int expanded_row = -1;
         for (int y = region.top; y < region.bottom; ++y) {
@@ -151,6 +160,7 @@ bool Heads::dense(std::size_t number, Ending ending, const pcsr::Tables& tables,
                             group.columns * sizeof(float));
             }
         }
+        left += group.columns;
     }
     return !any_not_zero(seen);
 }

@@ -1,6 +1,7 @@
 // Kernels of every instruction set beside the plain ones, on buffers that end where their content does.
 //
 // Built with the sanitizers by `make sanitize`: what is read or written beyond an array, leaked or undefined ends it.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -216,6 +217,67 @@ void test_heads(const Sizes& classifier, const std::vector<Sizes>& upsamplers) {
     }
 }
 
+template <class T>
+void test_finish(pcsr::Sample sample, int channels, bool refined) {
+    Random random;
+    random.network.width = 8;
+    random.network.backbone = "none";
+    random.heads({3}, {{5}, {7}});
+    const int sizes[][4] = {{1, 1, 1, 1}, {1, 2, 3, 5}, {3, 70, 3, 70}, {4, 17, 16, 68}, {5, 33, 12, 97}};
+    for (const auto& [h, w, H, W] : sizes) {
+        Exact<T> lr(static_cast<std::size_t>(h) * w * channels);
+        for (std::size_t i = 0; i < lr.size; ++i) lr.data[i] = static_cast<T>((random_float() + 1) * 100);
+        Exact<std::int32_t> low_rows(H), high_rows(H), low_columns(W), high_columns(W);
+        const auto lie = [](int n, int N, Exact<std::int32_t>& low, Exact<std::int32_t>& high) {
+            for (int i = 0; i < N; ++i) {
+                low.data[i] = static_cast<std::int32_t>(static_cast<std::int64_t>(i) * n / N);
+                high.data[i] = std::min(low.data[i] + 1, n - 1);
+            }
+        };
+        lie(h, H, low_rows, high_rows);
+        lie(w, W, low_columns, high_columns);
+        const Exact<float> row_weights = random_floats(H), column_weights = random_floats(W);
+        const std::size_t pixels = static_cast<std::size_t>(H) * W;
+        const Exact<float> residual = random_floats(pixels * 3);
+        Exact<std::uint8_t> classes(pixels);
+        for (std::size_t i = 0; i < pixels; ++i) classes.data[i] = random_float() > 0.8f;
+        const auto run = [&, w = w, H = H, W = W](const pcsr::Engine& engine) {
+            Exact<T> out(pixels * channels);
+            Exact<float> given(residual.size);
+            std::memcpy(given.data.get(), residual.data.get(), residual.size * sizeof(float));
+            const pcsr::Region region{0, H, 0, W};
+            const pcsr::Patch patch{lr.data.get(),
+                                    0,
+                                    0,
+                                    w,
+                                    channels,
+                                    sample,
+                                    refined,
+                                    low_rows.data.get(),
+                                    high_rows.data.get(),
+                                    row_weights.data.get(),
+                                    low_columns.data.get(),
+                                    high_columns.data.get(),
+                                    column_weights.data.get(),
+                                    region,
+                                    region,
+                                    out.data.get(),
+                                    static_cast<std::int64_t>(W) * channels * static_cast<std::int64_t>(sizeof(T))};
+            engine.finish(patch, given.data.get(), classes.data.get());
+            return out;
+        };
+        const Exact<T> expected = run(*scalar::open(random.network));
+        for (const auto& [name, open] : others()) {
+            const Exact<T> found = run(*open(random.network));
+            double worst = 0;
+            for (std::size_t i = 0; i < found.size; ++i) {
+                worst = std::fmax(worst, std::fabs(static_cast<double>(found.data[i]) - expected.data[i]));
+            }
+            expect(worst <= (sample == pcsr::Sample::real ? 1e-3 : 1), name + ": pixels are those of plain C++");
+        }
+    }
+}
+
 void test_backbone(const std::string& kind, int width) {
     Random random;
     random.backbone(kind, width);
@@ -274,6 +336,13 @@ int main() {
     test_heads({7}, {{1}, {33, 2}});
     test_heads({3}, {{6}, {10, 11}, {64, 40, 8}});
     test_heads({16, 31}, {{17}, {}, {65, 9}, {300}});
+    for (const bool refined : {false, true}) {
+        for (const int channels : {1, 3, 4}) {
+            test_finish<std::uint8_t>(pcsr::Sample::byte, channels, refined);
+            test_finish<std::uint16_t>(pcsr::Sample::word, channels, refined);
+            test_finish<float>(pcsr::Sample::real, channels, refined);
+        }
+    }
     test_backbone("carn", 52);
     test_backbone("carn", 16);
     test_backbone("fsrcnn", 48);

@@ -142,6 +142,21 @@ def test_any_size_and_any_part_of_it_is_computed(
     np.testing.assert_allclose(residual, wanted, rtol=0, atol=NEAR * max(1.0, float(np.abs(wanted).max())))
 
 
+@pytest.mark.parametrize(("lr", "hr"), [(20_000, 20_001), (100_000, 100_003)])
+def test_columns_that_float32_skips_are_skipped(
+    instruction_set: str, open_random: Open, lr: int, hr: int
+) -> None:
+    opened = open_random((5,), (4,), (9, 6))
+    rows, columns = axis(1, 1), axis(lr, hr)
+    assert np.diff(columns.nearest).max() == 2
+    given = opened.bundle.tables(1, lr)
+    window, region = whole(rows, columns)
+    tables, place = opened.tables(given, window), opened.backend.place(rows, columns)
+    expected = softmax(opened.bundle.expected("classifier", given["classifier"], rows, columns))
+    found = opened.backend.probabilities(tables, place, region)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
+
+
 @pytest.mark.parametrize("network", NETWORKS[:1] + NETWORKS[5:7], ids=str)
 def test_the_graphs_give_the_same(
     instruction_set: str, open_random: Open, network: tuple[tuple[int, ...], ...]
