@@ -344,7 +344,8 @@ class Inference:
         rows, columns = inner.shape
         classes = classes[top : top + rows, left : left + columns]
         self.class_map[y, x] = classes
-        counts = np.bincount(classes.reshape(-1), minlength=len(self.counts))
+        # Several times as fast as np.bincount, which makes indices of them.
+        counts = [np.count_nonzero(classes == j) for j in range(len(self.counts))]
         with self.adding:
             self.counts += counts
 

@@ -33,12 +33,10 @@ PCSR_INLINE void store_some(float* to, Vec values, int n) {
 // Values at n ascending indices, which begin at `first`. There are kLanes values beyond the last.
 PCSR_INLINE Vec at(const float* values, std::int32_t first, const std::int32_t* index, int n) {
 #if PCSR_LANES > 1
-    std::int32_t lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) lanes[i] = index[std::min(i, n - 1)] - index[0];
-    if (lanes[kLanes - 1] < kLanes) {
+    if (n >= kLanes && index[kLanes - 1] - index[0] < kLanes) {
         Mask order;
-        std::memcpy(&order, lanes, sizeof order);
-        return permute(load(values + (index[0] - first)), order);
+        std::memcpy(&order, index, sizeof order);
+        return permute(load(values + (index[0] - first)), order - index[0]);
     }
 #endif
     float gathered[kLanes];
@@ -158,20 +156,50 @@ Vec mean_around(const float* colour, std::ptrdiff_t row, int n) {
     return sum * broadcast(1.0f / 9.0f);
 }
 
+// Added to a float below it, it leaves the nearest whole number, half to even, in the lowest bits.
+constexpr float kShift = 8388608.0f;
+
+template <class Sample>
+PCSR_INLINE Vec shifted(Vec values) {
+    const Vec full = broadcast(kFullScale<Sample>);
+    return minimum(maximum(values * full, broadcast(0.0f)), full) + broadcast(kShift);
+}
+
 template <class Sample>
 PCSR_INLINE void convert(Vec values, Sample* out) {
     if constexpr (std::is_same_v<Sample, float>) {
         store(out, values);
     } else {
-        const Vec full = broadcast(kFullScale<Sample>);
-        const Vec scaled = minimum(maximum(values * full, broadcast(0.0f)), full);
-        // Half to even, by what is left of a float's precision above 2^23.
-        const Vec shift = broadcast(8388608.0f);
         float lanes[kLanes];
-        store(lanes, (scaled + shift) - shift);
+        store(lanes, shifted<Sample>(values) - broadcast(kShift));
         for (int i = 0; i < kLanes; ++i) out[i] = static_cast<Sample>(static_cast<std::int32_t>(lanes[i]));
     }
 }
+
+#if PCSR_LANES > 1
+// A vector of 8-bit RGB pixels.
+PCSR_INLINE void store_rgb(const Vec (&values)[kColours], std::uint8_t* out) {
+    const Mask none = (Mask)broadcast(kShift);
+    const Mask red = (Mask)shifted<std::uint8_t>(values[0]) - none, green = (Mask)shifted<std::uint8_t>(values[1]) - none,
+               blue = (Mask)shifted<std::uint8_t>(values[2]) - none;
+    const Mask packed = red | (green << 8) | (blue << 16);
+    const __m128i order = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    // Four pixels of 16 bytes become 12; all but the last may write into the place of the next.
+    constexpr int kQuads = kLanes / 4;
+    std::uint8_t bytes[4 * kLanes];
+    std::memcpy(bytes, &packed, sizeof bytes);
+    PCSR_UNROLL
+    for (int quad = 0; quad < kQuads; ++quad) {
+        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 16 * quad));
+        const __m128i twelve = _mm_shuffle_epi8(four, order);
+        if (quad < kQuads - 1) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 12 * quad), twelve);
+        } else {
+            std::memcpy(out + 12 * quad, &twelve, 12);
+        }
+    }
+}
+#endif
 
 template <class Sample>
 void store_pixels(const pcsr::Patch& patch, const float* colours, const float* alpha, const std::uint8_t* classes) {
@@ -203,6 +231,14 @@ void store_pixels(const pcsr::Patch& patch, const float* colours, const float* a
                     values[c] = load(plain);
                 }
             }
+#if PCSR_LANES > 1
+            if constexpr (std::is_same_v<Sample, std::uint8_t>) {
+                if (channels == kColours && n == kLanes) {
+                    store_rgb(values, out + static_cast<std::ptrdiff_t>(x - first) * kColours);
+                    continue;
+                }
+            }
+#endif
             Sample samples[4][kLanes];
             if (channels == 1) {
                 convert((values[0] + values[1] + values[2]) / broadcast(3.0f), samples[0]);
