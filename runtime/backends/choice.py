@@ -62,6 +62,14 @@ def _open_native(bundle: Bundle, wanted: Wanted) -> Backend:
     return open_native(bundle, precision=wanted.precision, threads=wanted.threads)
 
 
+def _open_native_if_faster(bundle: Bundle, wanted: Wanted) -> Backend:
+    from pcsr.runtime.native import open_library
+
+    if not open_library().worthwhile:
+        raise NotInstalledError("there are native kernels for x86-64 processors with AVX2 alone")
+    return _open_native(bundle, wanted)
+
+
 def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend | DeviceBackend:
     return open_onnxruntime(
         bundle,
@@ -127,7 +135,7 @@ def _fitting(bundle: Bundle, kind: str, precision: str) -> list[str]:
 
 def _try(bundle: Bundle, wanted: Wanted, name: str) -> Backend | DeviceBackend | None:
     try:
-        return BACKENDS[name](bundle, wanted)
+        return (_open_native_if_faster if name == "native" else BACKENDS[name])(bundle, wanted)
     except BackendError as error:
         # Who has installed it counts on it; who has not may not want it.
         level = logging.INFO if isinstance(error, NotInstalledError) else logging.WARNING

@@ -127,6 +127,7 @@ class Library:
     Attributes:
         instruction_sets: those that it has kernels for and this processor runs, the best last.
         instruction_set: the one to use.
+        worthwhile: whether it has vectors, without which ONNX Runtime is faster, or was asked to do without.
     """
 
     def __init__(self, library: ctypes.CDLL, asked: str | None) -> None:
@@ -140,6 +141,8 @@ class Library:
                 f"{INSTRUCTION_SET} is {self.instruction_set!r}, and the native kernels have "
                 f"{', '.join(self.instruction_sets)} on this processor; unset it, or set it to one of these"
             )
+
+        self.worthwhile = asked is not None or len(self.instruction_sets) > 1
 
     def open(self, manifest: Manifest, weights: Mapping[str, NDArray[Any]]) -> Engine:
         """Open a network; the weights are copied.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import skimage.data
 
+import pcsr.runtime.native
 from pcsr.runtime import Upscaler
 from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.errors import BackendError, BundleError, NotInstalledError, OptionError
@@ -118,6 +119,20 @@ def test_auto_without_the_library_says_so_and_takes_onnx_runtime(caplog: pytest.
     (record,) = (each for each in caplog.records if "by native" in each.getMessage())
     assert record.levelno == logging.INFO
     assert record.getMessage().startswith("not running by native: this install of pcsr has no native kernels")
+
+
+def test_auto_leaves_processors_without_vectors_to_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("PCSR_NATIVE_ISA", raising=False)
+    plain = open_library()
+    monkeypatch.setattr(plain, "worthwhile", False)
+    monkeypatch.setattr(pcsr.runtime.native, "open_library", lambda: plain)
+    with caplog.at_level(logging.INFO), Upscaler.open("fsrcnn") as up:
+        assert up.backend == "onnxruntime"
+    assert (
+        "not running by native: there are native kernels for x86-64 processors with AVX2 alone" in caplog.text
+    )
 
 
 @pytest.mark.usefixtures("not_built")
