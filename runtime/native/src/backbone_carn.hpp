@@ -90,21 +90,21 @@ class CarnPass {
     float* tables;
 
     struct Rows {
-        Rows(Arena& arena, const CarnPass& pass, int columns)
-            : zeros(arena.take(row_floats(pass, columns))),
-              entry(arena, 1, columns),
-              x(arena, kSlab + kAhead, pass.width, columns),
-              conv1{{arena, kSlab + 2, pass.width, columns},
-                    {arena, kSlab + 2, pass.width, columns},
-                    {arena, kSlab + 2, pass.width, columns}},
-              mixed{{arena, kSlab + 2, pass.width, columns}, {arena, kSlab + 2, pass.width, columns}},
-              unit{{arena, kSlab + 4, pass.width, columns}, {arena, kSlab + 2, pass.width, columns}},
-              conv2(arena, kSlab, pass.width, columns),
-              spare(arena, kSpares, pass.width, columns),
+        Rows(Arena& arena, const CarnPass& pass, int tiles)
+            : zeros(arena.take(row_floats(pass, tiles))),
+              entry(arena, 1, tiles),
+              x(arena, kSlab + kAhead, pass.width, tiles),
+              conv1{{arena, kSlab + 2, pass.width, tiles},
+                    {arena, kSlab + 2, pass.width, tiles},
+                    {arena, kSlab + 2, pass.width, tiles}},
+              mixed{{arena, kSlab + 2, pass.width, tiles}, {arena, kSlab + 2, pass.width, tiles}},
+              unit{{arena, kSlab + 4, pass.width, tiles}, {arena, kSlab + 2, pass.width, tiles}},
+              conv2(arena, kSlab, pass.width, tiles),
+              spare(arena, kSpares, pass.width, tiles),
               scratch(arena.take(std::max(pass.block.conv1.scratch(), pass.block.conv2.scratch()))) {}
 
-        static std::size_t row_floats(const CarnPass& pass, int columns) {
-            return static_cast<std::size_t>(pass.width) * columns;
+        static std::size_t row_floats(const CarnPass& pass, int tiles) {
+            return pass.width * channel_floats(tiles);
         }
 
         // The last unit's and the block's output, and the features.
@@ -116,7 +116,7 @@ class CarnPass {
     };
 
     void unit(const Strip& strip, Rows& rows) const {
-        std::fill_n(rows.zeros, Rows::row_floats(*this, strip.columns()), 0.0f);
+        std::fill_n(rows.zeros, Rows::row_floats(*this, strip.tiles), 0.0f);
         const int first = strip.y0 - lead(kAhead);
         if (entry) rows.entry.begin(first + kAhead);
         for (int y = first; y < strip.y1; y += kSlab) {
@@ -165,12 +165,12 @@ class CarnPass {
             if (!strip.has_row(at) || (last && at >= strip.y1)) continue;
             const float* conv2 = rows.conv2.row(at);
             float* unit = last ? rows.spare.row(0) : rows.unit[step].row(at);
-            block.conv3.row(&conv2, in.row(at), kRectified, unit, strip.columns());
+            block.conv3.row(&conv2, in.row(at), kRectified, unit, strip.tiles);
             const float* gathered[Pointwise::kMostParts] = {rows.x.row(at)};
             for (int j = 0; j < step; ++j) gathered[j + 1] = rows.unit[j].row(at);
             gathered[step + 1] = unit;
             float* mixed = last ? rows.spare.row(1) : to[i];
-            block.cascade[step].row(gathered, nullptr, kRectified, mixed, strip.columns());
+            block.cascade[step].row(gathered, nullptr, kRectified, mixed, strip.tiles);
             if (last) {
                 give(strip, rows, at, mixed);
             } else {
@@ -189,11 +189,11 @@ class CarnPass {
             const float* so_far = entry ? nullptr : sum;
             const Pointwise& add = outer[step - done];
             if (step > done) {
-                add.row(parts, so_far, kIdentity, sum, strip.columns());
+                add.row(parts, so_far, kIdentity, sum, strip.tiles);
                 continue;
             }
             float* mixed = table_layer ? rows.spare.row(2) : out.row(strip, y);
-            add.row(parts, so_far, kRectified, mixed, strip.columns());
+            add.row(parts, so_far, kRectified, mixed, strip.tiles);
             if (table_layer) {
                 table_layer->row(strip, mixed, y, tables);
             } else {

@@ -60,18 +60,18 @@ class FsrcnnPass {
     int ahead() const { return static_cast<int>(mapping.size()); }
 
     struct Rows {
-        Rows(Arena& arena, const FsrcnnPass& pass, int columns)
-            : zeros(arena.take(row_floats(pass, columns))),
-              entry(arena, pass.entry ? pass.entry->direct.reach() : 0, columns),
-              features(arena, kSlab, pass.width, columns) {
+        Rows(Arena& arena, const FsrcnnPass& pass, int tiles)
+            : zeros(arena.take(row_floats(pass, tiles))),
+              entry(arena, pass.entry ? pass.entry->direct.reach() : 0, tiles),
+              features(arena, kSlab, pass.width, tiles) {
             std::size_t floats = 0;
-            for (int i = 0; i <= pass.ahead(); ++i) maps.emplace_back(arena, kSlab + 2, pass.small, columns);
+            for (int i = 0; i <= pass.ahead(); ++i) maps.emplace_back(arena, kSlab + 2, pass.small, tiles);
             for (const MappingLayer* layer : pass.mapping) floats = std::max(floats, layer->convolution.scratch());
             scratch = arena.take(floats);
         }
 
-        static std::size_t row_floats(const FsrcnnPass& pass, int columns) {
-            return static_cast<std::size_t>(pass.small) * columns;
+        static std::size_t row_floats(const FsrcnnPass& pass, int tiles) {
+            return pass.small * channel_floats(tiles);
         }
 
         float* zeros;
@@ -82,7 +82,7 @@ class FsrcnnPass {
     };
 
     void unit(const Strip& strip, Rows& rows) const {
-        std::fill_n(rows.zeros, Rows::row_floats(*this, strip.columns()), 0.0f);
+        std::fill_n(rows.zeros, Rows::row_floats(*this, strip.tiles), 0.0f);
         const int first = strip.y0 - lead(ahead());
         if (entry) rows.entry.begin(first + ahead());
         for (int y = first; y < strip.y1; y += kSlab) {
@@ -110,7 +110,7 @@ class FsrcnnPass {
             rows.entry.slab(*entry, picture, strip, y, features);
             for (int i = 0; i < kSlab; ++i) {
                 if (!strip.has_row(y + i)) continue;
-                shrink->row(&features[i], nullptr, shrink_activation, to[i], strip.columns());
+                shrink->row(&features[i], nullptr, shrink_activation, to[i], strip.tiles);
                 clear_borders(strip, to[i], small);
             }
             return;
@@ -123,12 +123,12 @@ class FsrcnnPass {
     void give(const Strip& strip, Rows& rows, int y) const {
         const float* map = rows.maps.back().row(y);
         if (!expand) {
-            std::copy_n(map, Rows::row_floats(*this, strip.columns()), out.row(strip, y));
+            std::copy_n(map, Rows::row_floats(*this, strip.tiles), out.row(strip, y));
             hand_over(strip, out, y);
             return;
         }
         float* features = rows.features.row(y);
-        expand->row(&map, nullptr, expand_activation, features, strip.columns());
+        expand->row(&map, nullptr, expand_activation, features, strip.tiles);
         table_layer->row(strip, features, y, tables);
     }
 };

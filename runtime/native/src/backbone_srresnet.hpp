@@ -42,16 +42,16 @@ class TrunkPass {
     float* tables;
 
     struct Rows {
-        Rows(Arena& arena, const TrunkPass& pass, int columns)
-            : zeros(arena.take(row_floats(pass, columns))),
-              entry(arena, 1, columns),
-              x(arena, kSlab + kAhead, pass.width, columns),
-              conv1(arena, kSlab + 2, pass.width, columns),
-              conv2(arena, kSlab, pass.width, columns),
+        Rows(Arena& arena, const TrunkPass& pass, int tiles)
+            : zeros(arena.take(row_floats(pass, tiles))),
+              entry(arena, 1, tiles),
+              x(arena, kSlab + kAhead, pass.width, tiles),
+              conv1(arena, kSlab + 2, pass.width, tiles),
+              conv2(arena, kSlab, pass.width, tiles),
               scratch(arena.take(std::max(pass.trunk.conv1.scratch(), pass.trunk.conv2.scratch()))) {}
 
-        static std::size_t row_floats(const TrunkPass& pass, int columns) {
-            return static_cast<std::size_t>(pass.width) * columns;
+        static std::size_t row_floats(const TrunkPass& pass, int tiles) {
+            return pass.width * channel_floats(tiles);
         }
 
         float* zeros;
@@ -61,7 +61,7 @@ class TrunkPass {
     };
 
     void unit(const Strip& strip, Rows& rows) const {
-        std::fill_n(rows.zeros, Rows::row_floats(*this, strip.columns()), 0.0f);
+        std::fill_n(rows.zeros, Rows::row_floats(*this, strip.tiles), 0.0f);
         const int first = strip.y0 - lead(kAhead);
         if (entry) rows.entry.begin(first + kAhead);
         for (int y = first; y < strip.y1; y += kSlab) {
@@ -99,7 +99,7 @@ class TrunkPass {
         const float* residual = rows.conv2.row(y);
         const float* x = rows.x.row(y);
         float* sum = table_layer ? rows.conv2.row(y) : out.row(strip, y);
-        const std::size_t floats = Rows::row_floats(*this, strip.columns());
+        const std::size_t floats = Rows::row_floats(*this, strip.tiles);
         for (std::size_t i = 0; i < floats; i += kLanes) store(sum + i, load(residual + i) + load(x + i));
         if (table_layer) {
             table_layer->row(strip, sum, y, tables);

@@ -46,17 +46,17 @@ class Direct {
     // out: (outputs, columns).
     void row(const Input& in, Activation activation, float* out, int tiles) const {
         constexpr auto kernels = kernel_table<Kernel, kOutputsOfOneVector>();
-        const std::size_t columns = static_cast<std::size_t>(kPhases) * tiles;
-        const std::size_t in_columns = static_cast<std::size_t>(kPhases) * in.tiles;
+        const std::size_t channel = channel_floats(tiles);
+        const std::size_t in_channel = channel_floats(in.tiles);
         const float* weights = weights_.data();
         for (int g = 0; g < groups_; ++g) {
             const float* rows[kLargestKernel];
-            for (int i = 0; i < kernel_; ++i) rows[i] = in.rows[i] + g * inputs_ * in_columns + in.before;
+            for (int i = 0; i < kernel_; ++i) rows[i] = in.rows[i] + g * inputs_ * in_channel + in.before;
             for (int b = 0; b < blocks_.count; ++b) {
                 const int n = blocks_.size(b);
                 const int first = g * blocks_.outputs + blocks_.begin(b);
                 for (int phase = 0; phase < kPhases; ++phase) {
-                    kernels[n - 1](*this, rows, in.tiles, phase, weights, &bias_[first], activation, out + first * columns,
+                    kernels[n - 1](*this, rows, in.tiles, phase, weights, &bias_[first], activation, out + first * channel,
                                    tiles);
                 }
                 weights += static_cast<std::size_t>(inputs_) * kernel_ * kernel_ * n;
@@ -69,8 +69,8 @@ class Direct {
     struct Kernel {
         static void run(const Direct& of, const float* const* rows, int in_tiles, int phase, const float* all_weights,
                         const float* bias, Activation activation, float* out, int tiles) {
-            const std::size_t columns = static_cast<std::size_t>(kPhases) * tiles;
-            const std::size_t in_columns = static_cast<std::size_t>(kPhases) * in_tiles;
+            const std::size_t channel = channel_floats(tiles);
+            const std::size_t in_channel = channel_floats(in_tiles);
             int offsets[kLargestKernel];
             for (int i = 0; i < of.kernel_; ++i) offsets[i] = column_offset(phase + i - of.reach(), in_tiles);
             for (int tile = 0; tile < tiles; tile += kLanes) {
@@ -80,7 +80,7 @@ class Direct {
                 const float* weights = all_weights;
                 for (int k = 0; k < of.inputs_; ++k) {
                     for (int i = 0; i < of.kernel_; ++i) {
-                        const float* from = rows[i] + k * in_columns + tile;
+                        const float* from = rows[i] + k * in_channel + tile;
                         for (int j = 0; j < of.kernel_; ++j, weights += N) {
                             const Vec value = load(from + offsets[j]);
                             PCSR_UNROLL
@@ -90,7 +90,7 @@ class Direct {
                 }
                 PCSR_UNROLL
                 for (int o = 0; o < N; ++o) {
-                    store(out + o * columns + phase * tiles + tile, activate(sum[o], activation));
+                    store(out + o * channel + phase * tiles + tile, activate(sum[o], activation));
                 }
             }
         }

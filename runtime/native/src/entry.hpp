@@ -37,17 +37,17 @@ struct Entry {
 // not overlap more for the entry.
 class EntryRows {
    public:
-    EntryRows(Arena& arena, int reach, int columns)
+    EntryRows(Arena& arena, int reach, int tiles)
         : reach_(reach),
-          tiles_(columns / kPhases + 2 * kBefore),
-          image_(arena, kSlab + 2 * reach, 3, kPhases * tiles_),
-          zeros_(arena.take(3 * kPhases * static_cast<std::size_t>(tiles_))) {}
+          tiles_(tiles + 2 * kBefore),
+          image_(arena, kSlab + 2 * reach, 3, tiles_),
+          zeros_(arena.take(3 * channel_floats(tiles_))) {}
 
     // The slab that comes first begins at y.
     void begin(int y) {
         next_ = y - reach_;
         image_.begin(next_);
-        std::fill_n(zeros_, 3 * kPhases * static_cast<std::size_t>(tiles_), 0.0f);
+        std::fill_n(zeros_, 3 * channel_floats(tiles_), 0.0f);
     }
 
     // Those of the four rows from y that are in the picture.

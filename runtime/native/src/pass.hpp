@@ -22,16 +22,16 @@ inline bool needed(const Strip& strip, int y, int ahead) {
     return y + kSlab > strip.y0 - ahead && y + kSlab > 0 && y < strip.h;
 }
 
-// Pass has Rows(Arena&, const Pass&, columns), and unit(strip, rows), which must not throw.
+// Pass has Rows(Arena&, const Pass&, tiles), and unit(strip, rows), which must not throw.
 template <class Pass>
 void run_pass(const Pass& pass, const Cut& cut, Workspace& workspace, int threads) {
     Arena counting(nullptr);
-    typename Pass::Rows(counting, pass, cut.widest);
+    typename Pass::Rows(counting, pass, cut.most_tiles);
     std::vector<float*> memory;
     for (int i = 0; i < threads; ++i) memory.push_back(workspace.threads.get(i, counting.used()));
     for_each_unit(threads, static_cast<int>(cut.units.size()), [&](int worker, int unit) {
         Arena arena(memory[worker]);
-        typename Pass::Rows rows(arena, pass, cut.units[unit].columns());
+        typename Pass::Rows rows(arena, pass, cut.units[unit].tiles);
         pass.unit(cut.units[unit], rows);
     });
 }

@@ -16,18 +16,17 @@ struct Plane {
     int channels = 0;
 
     static std::size_t floats(const Cut& cut, int channels) {
-        return static_cast<std::size_t>(cut.h) * channels * (cut.columns + 2 * cut.halo * cut.strips);
+        return static_cast<std::size_t>(cut.h) * channels * (cut.before.back() + 2 * cut.halo * (cut.before.size() - 1));
     }
 
     float* row(const Strip& strip, int y) const {
-        const std::size_t rows_before = static_cast<std::size_t>(strip.before) * cut->h;
-        return data + (rows_before + static_cast<std::size_t>(y) * strip.columns()) * channels;
+        return data + (cut->before[strip.index] * cut->h + y * strip.channel()) * channels;
     }
 
     // (channels, halo): the first columns that the strip with this index gives, or the last ones.
     enum Side { kFirst, kLast };
     float* edge(int index, Side side, int y) const {
-        const std::size_t rows = static_cast<std::size_t>(cut->h) * cut->columns;
+        const std::size_t rows = static_cast<std::size_t>(cut->h) * cut->before.back();
         const std::size_t before = (static_cast<std::size_t>(index) * 2 + side) * cut->h + y;
         return data + (rows + before * cut->halo) * channels;
     }
@@ -39,7 +38,7 @@ PCSR_INLINE void copy_edge(const Strip& strip, const Plane& plane, int x, int x_
     for (int i = 0; x + i < x_end; ++i) {
         float* at = row + column_offset(x + i - strip.first, strip.tiles);
         for (int c = 0; c < plane.channels; ++c) {
-            float& in_row = at[static_cast<std::size_t>(c) * strip.columns()];
+            float& in_row = at[c * strip.channel()];
             float& in_edge = edge[static_cast<std::size_t>(c) * plane.cut->halo + i];
             (ToRow ? in_row : in_edge) = ToRow ? in_edge : in_row;
         }
@@ -62,7 +61,7 @@ inline void hand_over(const Strip& strip, const Plane& plane, int y) {
 // A row with the neighbours' columns, and zeros beside the picture.
 inline void load_row(const Strip& strip, const Plane& plane, int y, float* row) {
     const int halo = plane.cut->halo;
-    std::memcpy(row, plane.row(strip, y), sizeof(float) * plane.channels * strip.columns());
+    std::memcpy(row, plane.row(strip, y), sizeof(float) * plane.channels * strip.channel());
     if (strip.x0 > 0) {
         copy_edge<true>(strip, plane, strip.x0 - halo, strip.x0, row, plane.edge(strip.index - 1, Plane::kLast, y));
     }
@@ -83,7 +82,7 @@ struct Picture {
 inline void load_row(const Strip& strip, const Picture& picture, int first, int tiles, int y, float* row) {
     for (int c = 0; c < 3; ++c) {
         const float* from = picture.data + (static_cast<std::size_t>(c) * strip.h + y) * strip.w;
-        float* to = row + static_cast<std::size_t>(c) * kPhases * tiles;
+        float* to = row + c * channel_floats(tiles);
         for (int column = 0; column < kPhases * tiles; ++column) {
             const int x = first + column;
             const bool inside = x >= 0 && x < strip.w;

@@ -7,6 +7,7 @@
 #include "activation.hpp"
 #include "blocks.hpp"
 #include "simd.hpp"
+#include "strips.hpp"
 
 namespace PCSR_ISA {
 
@@ -33,15 +34,17 @@ class Pointwise {
 
     // A row: the parts have (inputs, columns), what is written (outputs, columns), and so the residual, if any, that is
     // added before the activation.
-    void row(const float* const* parts, const float* residual, Activation activation, float* out, int columns) const {
+    void row(const float* const* parts, const float* residual, Activation activation, float* out, int tiles) const {
         constexpr auto kernels = kernel_table<Kernel, kOutputsOfTwoVectors>();
+        const int columns = kPhases * tiles;
+        const std::size_t channel = channel_floats(tiles);
         // Columns outside: a few lines of all inputs stay in the first-level cache while all weights pass by.
         for (int x = 0; x < columns; x += kStep) {
             const float* weights = weights_.data();
             for (int b = 0; b < blocks_.count; ++b) {
                 const int n = blocks_.size(b);
-                const std::size_t at = static_cast<std::size_t>(blocks_.begin(b)) * columns + x;
-                kernels[n - 1](*this, parts, x, columns, weights, &bias_[blocks_.begin(b)],
+                const std::size_t at = blocks_.begin(b) * channel + x;
+                kernels[n - 1](*this, parts, x, channel, weights, &bias_[blocks_.begin(b)],
                                residual ? residual + at : nullptr, activation, out + at);
                 weights += static_cast<std::size_t>(parts_) * inputs_ * n;
             }
@@ -54,24 +57,24 @@ class Pointwise {
 
     template <int N>
     struct Kernel {
-        static void run(const Pointwise& of, const float* const* parts, int x, int columns, const float* weights,
+        static void run(const Pointwise& of, const float* const* parts, int x, std::size_t channel, const float* weights,
                         const float* bias, const float* residual, Activation activation, float* out) {
             Vec sum[N][kVectors];
             PCSR_UNROLL
             for (int o = 0; o < N; ++o) {
                 // Rows of planes come from memory and go there, and the sums take as long as that.
-                __builtin_prefetch(out + static_cast<std::size_t>(o) * columns, 1);
-                __builtin_prefetch(out + static_cast<std::size_t>(o) * columns + kStep - 1, 1);
+                __builtin_prefetch(out + o * channel, 1);
+                __builtin_prefetch(out + o * channel + kStep - 1, 1);
                 if (residual) {
-                    __builtin_prefetch(residual + static_cast<std::size_t>(o) * columns);
-                    __builtin_prefetch(residual + static_cast<std::size_t>(o) * columns + kStep - 1);
+                    __builtin_prefetch(residual + o * channel);
+                    __builtin_prefetch(residual + o * channel + kStep - 1);
                 }
                 PCSR_UNROLL
                 for (int v = 0; v < kVectors; ++v) sum[o][v] = broadcast(bias[o]);
             }
             for (int part = 0; part < of.parts_; ++part) {
                 const float* in = parts[part] + x;
-                for (int k = 0; k < of.inputs_; ++k, in += columns, weights += N) {
+                for (int k = 0; k < of.inputs_; ++k, in += channel, weights += N) {
                     Vec value[kVectors];
                     PCSR_UNROLL
                     for (int v = 0; v < kVectors; ++v) value[v] = load(in + v * kLanes);
@@ -85,7 +88,7 @@ class Pointwise {
             }
             PCSR_UNROLL
             for (int o = 0; o < N; ++o) {
-                const std::size_t at = static_cast<std::size_t>(o) * columns;
+                const std::size_t at = o * channel;
                 PCSR_UNROLL
                 for (int v = 0; v < kVectors; ++v) {
                     Vec value = sum[o][v];

@@ -29,9 +29,9 @@ class Arena {
 
 class Ring {
    public:
-    Ring(Arena& arena, int rows, int channels, int columns)
+    Ring(Arena& arena, int rows, int channels, int tiles)
         : rows_(rows),
-          row_floats_(static_cast<std::size_t>(channels) * columns + kStagger),
+          row_floats_(channels * channel_floats(tiles) + kStagger),
           memory_(arena.take(rows * row_floats_)) {}
 
     // The first row that there will be. Where nobody says so it is that of the first slab.

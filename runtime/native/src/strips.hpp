@@ -24,16 +24,21 @@ constexpr int kSlab = 4;
 
 // Floats from the start of a channel to a column, which may lie before the first or after the last one by less than a
 // tile: what is there then is another phase's, in bounds and of no use.
-PCSR_INLINE int column_offset(int column, int tiles) { return (column & (kPhases - 1)) * tiles + (column >> 2); }
+constexpr int column_offset(int column, int tiles) { return (column & (kPhases - 1)) * tiles + (column >> 2); }
+
+// Floats of a channel. Some more than there are columns: channels that lay a power of two apart would share few sets of the
+// first-level cache.
+constexpr std::size_t channel_floats(int tiles) { return static_cast<std::size_t>(kPhases) * tiles + 16; }
 
 struct Strip {
     int h, w;            // of the picture
     int y0, y1, x0, x1;  // the pixels that it gives
     int first;           // picture's column of the strip's column 0; -1 at the left border
     int tiles;           // a multiple of the lanes
-    int index, before;   // among the strips from the left; columns of those before it
+    int index;           // among the strips from the left
 
     int columns() const { return kPhases * tiles; }
+    std::size_t channel() const { return channel_floats(tiles); }
     bool has_row(int y) const { return y >= 0 && y < h; }
 };
 
@@ -49,7 +54,6 @@ constexpr int kLeastBand = 64;
 inline std::vector<Strip> cut_columns(int w, int halo, int widest) {
     constexpr int unit = kPhases * kLanes;
     std::vector<Strip> strips;
-    int index = 0, before = 0;
     for (int x = 0; x < w;) {
         // One column of zeros suffices beside the picture.
         const int left = x == 0 ? 1 : halo;
@@ -59,8 +63,7 @@ inline std::vector<Strip> cut_columns(int w, int halo, int widest) {
         const int end = last ? w : x - left + columns - halo;
         // Neighbours' halos end within a strip: what they need they find there.
         if (!last && end - x < std::max(1, halo)) return {};
-        strips.push_back(Strip{0, w, 0, 0, x, end, x - left, columns / kPhases, index++, before});
-        before += columns;
+        strips.push_back(Strip{0, w, 0, 0, x, end, x - left, columns / kPhases, static_cast<int>(strips.size())});
         x = end;
     }
     return strips;
@@ -70,26 +73,30 @@ inline std::vector<Strip> cut_columns(int w, int halo, int widest) {
 struct Cut {
     int h, halo;
     std::vector<Strip> units;
-    int strips, columns;  // of all strips together
-    int widest;           // columns of the widest
+    std::vector<std::size_t> before;  // floats of a channel of all strips to the left of each; at last, of all
+    int most_tiles;                   // of a strip
 
     // Of strips as wide as waste the fewest columns.
-    Cut(int h, int w, int halo) : h(h), halo(halo), columns(INT_MAX) {
+    Cut(int h, int w, int halo) : h(h), halo(halo), before{0}, most_tiles(0) {
         constexpr int unit = kPhases * kLanes;
         std::vector<Strip> row;
+        int fewest = INT_MAX;
         for (int most = unit; most <= kWidestStrip; most += unit) {
             std::vector<Strip> candidate = cut_columns(w, halo, most);
             if (candidate.empty()) continue;
-            const int sum = candidate.back().before + candidate.back().columns();
-            if (sum < columns) {
-                columns = sum;
+            int columns = 0;
+            for (const Strip& strip : candidate) columns += strip.columns();
+            if (columns < fewest) {
+                fewest = columns;
                 row = std::move(candidate);
             }
         }
         if (row.empty()) throw std::logic_error("a pass has too large a halo for its strips");
-        strips = static_cast<int>(row.size());
-        widest = 0;
-        for (const Strip& strip : row) widest = std::max(widest, strip.columns());
+        for (const Strip& strip : row) {
+            before.push_back(before.back() + strip.channel());
+            most_tiles = std::max(most_tiles, strip.tiles);
+        }
+        const int strips = static_cast<int>(row.size());
         const int bands = std::min(std::max(1, kUnits / strips), std::max(1, h / kLeastBand));
         const int rows = ((h + bands - 1) / bands + kSlab - 1) / kSlab * kSlab;
         for (int y = 0; y < h; y += rows) {
@@ -111,7 +118,7 @@ inline void clear_borders(const Strip& strip, float* row, int channels) {
         const int column = x - strip.first;
         if (column < 0 || column >= strip.columns()) continue;
         float* at = row + column_offset(column, tiles);
-        for (int c = 0; c < channels; ++c) at[static_cast<std::size_t>(c) * strip.columns()] = 0.0f;
+        for (int c = 0; c < channels; ++c) at[c * strip.channel()] = 0.0f;
     }
 }
 

@@ -60,16 +60,16 @@ class TableLayer {
         const float* in[Pixels];
         for (int p = 0; p < Pixels; ++p) in[p] = features + column_offset(column + p, strip.tiles);
         int o = 0;
-        for (; o + kVectors * kLanes <= row_; o += kVectors * kLanes) block<Pixels, kVectors>(in, strip.columns(), o, out);
-        for (; o < row_; o += kLanes) block<Pixels, 1>(in, strip.columns(), o, out);
+        for (; o + kVectors * kLanes <= row_; o += kVectors * kLanes) block<Pixels, kVectors>(in, strip.channel(), o, out);
+        for (; o < row_; o += kLanes) block<Pixels, 1>(in, strip.channel(), o, out);
     }
 
     template <int Pixels, int Vectors>
-    PCSR_INLINE void block(const float* const (&in)[Pixels], int columns, int o, float* out) const {
+    PCSR_INLINE void block(const float* const (&in)[Pixels], std::size_t channel, int o, float* out) const {
         Vec sum[Pixels][Vectors] = {};
         const float* weights = weights_at_ + o;
         std::size_t at = 0;
-        for (int k = 0; k < inputs_; ++k, at += columns, weights += row_) {
+        for (int k = 0; k < inputs_; ++k, at += channel, weights += row_) {
             Vec weight[Vectors];
             PCSR_UNROLL
             for (int v = 0; v < Vectors; ++v) weight[v] = load(weights + v * kLanes);

@@ -42,7 +42,7 @@ class Winograd {
     // in: the rows from one above the slab to one below, (inputs, columns) each; out: (outputs, columns) each.
     void slab(const float* const (&in)[kTileInputs], Activation activation, float* const (&out)[kTileOutputs], int tiles,
               float* scratch) const {
-        const std::size_t columns = static_cast<std::size_t>(kPhases) * tiles;
+        const std::size_t channel = channel_floats(tiles);
         const std::size_t in_stride = stride(in_place() ? std::max(inputs_, blocks_.outputs) : inputs_);
         const std::size_t out_stride = in_place() ? in_stride : stride(blocks_.outputs);
         float* products = in_place() ? scratch : scratch + kFrequencies * in_stride;
@@ -52,14 +52,14 @@ class Winograd {
             for (int tile = 0; tile < tiles; tile += kLanes) {
                 for (int k = 0; k < inputs_; ++k) {
                     const float* rows[kTileInputs];
-                    for (int i = 0; i < kTileInputs; ++i) rows[i] = in[i] + (g * inputs_ + k) * columns + tile;
+                    for (int i = 0; i < kTileInputs; ++i) rows[i] = in[i] + (g * inputs_ + k) * channel + tile;
                     transform_input(rows, offsets, scratch + static_cast<std::size_t>(k) * kLanes, in_stride);
                 }
                 multiply(g, scratch, in_stride, products, out_stride);
                 for (int o = 0; o < blocks_.outputs; ++o) {
                     const int output = g * blocks_.outputs + o;
                     transform_output(products + static_cast<std::size_t>(o) * kLanes, out_stride,
-                                     broadcast(bias_[output]), activation, out, output * columns + tile, tiles);
+                                     broadcast(bias_[output]), activation, out, output * channel + tile, tiles);
                 }
             }
         }
