@@ -16,7 +16,7 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 SOURCES = Path("runtime/native/src")
 # Objects outlive the build, so that the next one compiles only what has changed.
@@ -88,9 +88,9 @@ class BuildKernels(build_ext):
         library.unlink(missing_ok=True)
         try:
             self._build(library)
-        except (BaseError, OSError) as error:
+        except (BaseError, CCompilerError, OSError) as error:
             # Which error a compiler that is missing or fails makes depends on setuptools; all are of these.
-            print(f"pcsr: the native kernels are left out, ONNX Runtime does their work: {error}")
+            print(f"pcsr: the native kernels are left out, ONNX Runtime does their work: {error}", flush=True)
 
     def _build(self, library: Path) -> None:
         if self.compiler.compiler_type != "unix":

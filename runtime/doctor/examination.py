@@ -109,7 +109,11 @@ def examine(
             # Both backends route with kernels that CuPy compiles.
             needed = [checks[provider_key(CUDA)] if backend == "onnxruntime" else driver, checks["cupy"]]
         needs = next((check for check in needed if not check.works), needed[0])
-        add(check_upscaler(bundle, backend, device, trials.get(f"{bundle} {backend} {device}"), needs=needs))
+        trial = trials.get(f"{bundle} {backend} {device}")
+        if backend == "native" and not needs.works:
+            # Tried beside the kernels themselves, and says the same.
+            trial = None
+        add(check_upscaler(bundle, backend, device, trial, needs=needs))
     return Report(checks, time.monotonic() - started)
 
 

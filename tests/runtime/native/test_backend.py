@@ -13,12 +13,15 @@ import skimage.data
 import pcsr.runtime.native
 from pcsr.runtime import Upscaler
 from pcsr.runtime.bundle import read_bundle
+from pcsr.runtime.doctor.examination import _child
+from pcsr.runtime.doctor.host import check_native
 from pcsr.runtime.errors import BackendError, BundleError, NotInstalledError, OptionError
 from pcsr.runtime.geometry import axis
 from pcsr.runtime.native import library, open_library, open_native
 from pcsr.runtime.native.backend import NativeBackend
 from pcsr.runtime.shipped import shipped_bundle
 from pcsr.runtime.tiling import Region
+from pcsr.runtime.trial import run_trial
 
 NEAR = 2e-4
 
@@ -263,3 +266,20 @@ def test_the_memory_plan_counts_the_padding_of_tables() -> None:
         assert isinstance(backend, NativeBackend)
         # 10, 20 and 74 channels, each to a multiple of 16.
         assert backend.table_bytes == 4 * (16 + 32 + 80)
+
+
+def test_the_doctor_says_what_the_kernels_use_here() -> None:
+    trial = run_trial(_child("native"), timeout=60)
+    check = check_native(trial)
+    assert check.status == "ok"
+    assert check.facts["instruction_set"] in check.facts["instruction_sets"]
+    assert check.facts["instruction_sets"] == list(open_library().instruction_sets)
+
+
+def test_the_doctor_calls_kernels_that_were_not_built_missing() -> None:
+    without = (
+        "from pathlib import Path\nfrom pcsr.runtime.native import library\nlibrary.PATH = Path('nowhere')\n"
+    )
+    check = check_native(run_trial(without + _child("native"), timeout=60))
+    assert (check.status, check.summary) == ("missing", "not built by this install")
+    assert "gcc or clang" in check.todo
