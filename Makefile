@@ -92,4 +92,4 @@ bundles: dev
 	done
 
 clean:
-	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo runtime/native/kernels.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

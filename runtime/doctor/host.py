@@ -43,6 +43,7 @@ VARIABLES = (
     "PYTHONPATH",
     "OMP_NUM_THREADS",
     "VIPS_CONCURRENCY",
+    "PCSR_NATIVE_ISA",
 )
 # Python, ONNX Runtime, libvips and a network take 300 MB before the first pixel.
 LITTLE_MEMORY = 1 << 30

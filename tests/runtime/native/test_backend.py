@@ -1,6 +1,8 @@
 """The native backend: how it is chosen and opened, what it refuses, and whole pictures by it."""
 
 import logging
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -283,3 +285,19 @@ def test_the_doctor_calls_kernels_that_were_not_built_missing() -> None:
     check = check_native(run_trial(without + _child("native"), timeout=60))
     assert (check.status, check.summary) == ("missing", "not built by this install")
     assert "gcc or clang" in check.todo
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one instruction set")
+def test_code_that_all_processors_run_uses_no_better_instructions() -> None:
+    # What several instruction sets have in common, like templates of the standard library, is linked once.
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", "-C", library.PATH],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    functions = re.split(r"^[0-9a-f]+ <(.*)>:$", listing, flags=re.MULTILINE)[1:]
+    vectors = re.compile(r"\tv\w+ .*%[xyz]mm")
+    using = {name for name, code in zip(functions[::2], functions[1::2], strict=True) if vectors.search(code)}
+    assert any("avx2::" in name for name in using)
+    assert {name for name in using if "avx2::" not in name and "avx512::" not in name} == set()
