@@ -99,7 +99,7 @@ void test_threads_do_not_change_a_bit(const reference::Network& network, Form fo
     const std::vector<float> one = run(*backbone, lr, h, w, row, 1);
     // Another picture in between: what it leaves in memory must not show.
     run(*backbone, random_picture(40, 300), 40, 300, row, 2);
-    for (const int threads : {1, 2, 5}) {
+    for (const int threads : {2, 5}) {
         const std::vector<float> many = run(*backbone, lr, h, w, row, threads);
         expect(std::memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0,
                name_of(network, form) + ": " + std::to_string(threads) + " threads give other bits than one");
@@ -154,21 +154,21 @@ int main() {
         return made;
     }();
     for (const reference::Network& network : networks) {
+        const bool large = network.description.width > 20;
         for (const Form form : {Form::kWinograd, Form::kDirect}) {
-            const bool large = network.description.width > 20;
-            for (int side = 1; side <= (large ? 9 : 23); ++side) {
+            for (int side = 1; side <= (large ? 9 : 23); side += large ? 2 : 1) {
                 test_tables_are_those_of_the_definition(network, form, side, (side * 7) % 23 + 1);
             }
-            test_tables_are_those_of_the_definition(network, form, 1, large ? 251 : 600);
+            test_tables_are_those_of_the_definition(network, form, 1, large ? 131 : 600);
             test_tables_are_those_of_the_definition(network, form, large ? 71 : 600, 1);
             // Around the columns of a vector of tiles, and more than a strip.
             for (const int w : {31, 62, 63, 191, 195, 400}) {
                 if (w < 64 || !large) test_tables_are_those_of_the_definition(network, form, 4, w);
             }
-            test_threads_do_not_change_a_bit(network, form, 131, 67);
-            test_threads_do_not_change_a_bit(network, form, 10, 411);
         }
+        test_threads_do_not_change_a_bit(network, Form::kWinograd, 10, large ? 211 : 411);
     }
+    for (const Form form : {Form::kWinograd, Form::kDirect}) test_threads_do_not_change_a_bit(networks[0], form, 131, 67);
     test_padding_of_tables_is_zero(networks[0]);
     test_calls_at_the_same_time_do_not_disturb_each_other(networks[2]);
     test_networks_without_kernels_are_refused();
