@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 # A refined block computes a margin of one pixel twice: taller blocks make that a few per cent.
 REFINED_BLOCKS = 4
-# Working memory of the per-pixel networks and of composing, per output pixel of a block (measured, rounded up).
-BLOCK_BYTES_PER_PIXEL = 1536
 # ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
 ARENA_OVERHEAD = 1.2
 
@@ -240,7 +238,7 @@ class Inference:
             given = min(h, 2 * (self.manifest.halo + 1)) * w * sample
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
         # Blocks of all workers at once may take a quarter of the limit; where they would take more, fewer run.
-        block_bytes = block * BLOCK_BYTES_PER_PIXEL
+        block_bytes = block * self.backend.block_bytes
         self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
         fixed = given + difficulty + output + self.workers * block_bytes
         table = self.backend.table_bytes

@@ -41,6 +41,9 @@ class _Place:
 class GraphBackend:
     """Runs the graphs of a bundle through callables; see `Backend` for what each method promises."""
 
+    # The per-pixel networks' and that of composing (measured, rounded up).
+    block_bytes = 1536
+
     def __init__(
         self,
         bundle: Bundle,

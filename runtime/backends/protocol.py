@@ -47,6 +47,8 @@ class Backend(Protocol):
     device: str
     block: int
     """Output pixels that `probabilities` and `residuals` like to be given at once."""
+    block_bytes: int
+    """Working memory of all that is done to a block, per output pixel of it."""
     table_bytes: int
     """Bytes of the tables, per input pixel of a window."""
 

@@ -22,8 +22,10 @@ __all__ = ["NativeBackend", "open_native"]
 
 logger = logging.getLogger(__name__)
 
-# Of a block; a call costs some ten microseconds beside its work.
-BLOCK = 1 << 14
+# Measured (docs/performance.md): 16 k pixels and less pay for Python between calls, 64 k and more leave the cache.
+BLOCK = 1 << 15
+# Residuals and classes, and for M = 16 the probabilities, their products with weights and the argmax of these.
+BLOCK_BYTES = 192
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
 UNIT, GROUP = 16, 64
 # A cache line, and the widest vector.
@@ -37,6 +39,7 @@ class NativeBackend:
     precision = "fp32"
     device = "cpu"
     block = BLOCK
+    block_bytes = BLOCK_BYTES
 
     def __init__(self, bundle: Bundle, *, threads: int) -> None:
         """Open the library and the network.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.compose import Patch, read_for
-from pcsr.runtime.errors import BackendError, MemoryLimitError, NotInstalledError, OptionError
+from pcsr.runtime.errors import BackendError, ClosedError, MemoryLimitError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import Manifest
 from pcsr.runtime.native.abi import (
     ABI,
@@ -55,6 +56,8 @@ class Engine:
 
     def __init__(self, library: ctypes.CDLL, pointer: ctypes.c_void_p, row: int) -> None:
         self._library, self._pointer = library, pointer
+        # Also where whoever opened it failed before it could close it.
+        self._free = weakref.finalize(self, library.pcsr_close, pointer)
         self.row = row
         self.no_backbone: str = library.pcsr_no_backbone(pointer).decode()
 
@@ -106,8 +109,7 @@ class Engine:
 
     def close(self) -> None:
         """Release it; no call may be under way."""
-        pointer, self._pointer = self._pointer, ctypes.c_void_p()
-        self._library.pcsr_close(pointer)
+        self._free()
 
     def _where(self, tables: Float, window: Region, place: PlaceArrays, region: Region) -> list[Any]:
         made = (
@@ -118,6 +120,8 @@ class Engine:
         return [ctypes.byref(each) for each in made]
 
     def _call(self, name: str, *arguments: Any) -> bool:
+        if not self._free.alive:
+            raise ClosedError("the native backend has been closed; open another")
         return _checked(getattr(self._library, name), self._pointer, *arguments)
 
 

@@ -17,7 +17,7 @@ from pcsr.runtime import Upscaler
 from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.doctor.examination import _child
 from pcsr.runtime.doctor.host import check_native
-from pcsr.runtime.errors import BackendError, BundleError, NotInstalledError, OptionError
+from pcsr.runtime.errors import BackendError, BundleError, ClosedError, NotInstalledError, OptionError
 from pcsr.runtime.geometry import axis
 from pcsr.runtime.native import library, open_library, open_native
 from pcsr.runtime.native.backend import NativeBackend
@@ -221,6 +221,14 @@ def test_weights_that_are_not_the_manifests_are_named(
     monkeypatch.setattr(bundle, "weights", lambda: weights)
     with pytest.raises((BackendError, BundleError), match=reason):
         open_native(bundle, precision="fp32", threads=1)
+
+
+def test_a_closed_backend_is_an_error_and_no_crash() -> None:
+    backend = open_native(read_bundle(shipped_bundle("fsrcnn")), precision="fp32", threads=1)
+    backend.close()
+    backend.close()
+    with pytest.raises(ClosedError):
+        backend.tables(np.zeros((3, 4, 4), np.float32), Region(0, 4, 0, 4))
 
 
 def test_memory_that_is_not_there_is_an_error_and_leaves_the_process_well() -> None:
