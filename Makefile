@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 ROOMS = calibration model export runtime training validation
-SOURCES = $(ROOMS) scripts tests
+SOURCES = $(ROOMS) scripts tests setup.py
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2
 
