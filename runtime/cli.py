@@ -70,7 +70,7 @@ ALIASES = {"jpg": "jpeg", "tif": "tiff"}
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+    type=click.Choice(["auto", "native", "onnxruntime", "tensorrt"]),
     default="auto",
     show_default=True,
     help="What computes.",

@@ -5,6 +5,7 @@ Blocks are planar, (rows, channels, columns), as the graphs of the per-pixel net
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,58 @@ from pcsr.runtime.geometry import Axis
 from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region
 
-__all__ = ["base", "check_picture", "refine", "store", "to_float"]
+__all__ = ["Patch", "base", "check_picture", "finish", "read_for", "refine", "store", "to_float"]
 
 Float = NDArray[np.float32]
 
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A block of the output, what its pixels are made of and where they go.
+
+    Attributes:
+        picture: the input: (h, w) or (h, w, channels), or as much of it as the region needs.
+        rows: vertical geometry.
+        columns: horizontal geometry.
+        region: of the output, that residuals and classes are of: `inner`, with a margin of one pixel where it is
+            refined and the picture has it.
+        inner: output region that is wanted.
+        refined: whether to refine.
+        out: (rows, columns) or (rows, columns, channels) of `inner`, a view of the output.
+    """
+
+    picture: NDArray[Any] | RowSource
+    rows: Axis
+    columns: Axis
+    region: Region
+    inner: Region
+    refined: bool
+    out: NDArray[Any]
+
+
+def finish(residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+    """Add the base to residuals, refine, and write into the output picture.
+
+    Args:
+        residual: (rows, 3, columns), overwritten.
+        classes: (rows, columns).
+        patch: where.
+    """
+    region, inner, out = patch.region, patch.inner, patch.out
+    under = base(patch.picture, patch.rows, patch.columns, region)
+    residual += under[:, :3]
+    if patch.refined:
+        size = patch.rows.hr, patch.columns.hr
+        residual = refine(residual, classes, region, inner, size)
+    if under.shape[1] == 4:
+        y = slice(inner.top - region.top, inner.bottom - region.top)
+        x = slice(inner.left - region.left, inner.right - region.left)
+        store(residual, out[..., :3])
+        store(under[y, 3:, x], out[..., 3:])
+    else:
+        store(residual, out)
 
 
 def check_picture(picture: NDArray[Any]) -> None:
@@ -57,6 +105,16 @@ def to_float(window: NDArray[Any]) -> Float:
     return planar.astype(np.float32) / np.float32(FULL_SCALE[planar.dtype])
 
 
+def read_for(region: Region, rows: Axis, columns: Axis) -> Region:
+    """The part of the input that the base of an output region interpolates."""
+    return Region(
+        int(rows.low[region.top]),
+        int(rows.high[region.bottom - 1]) + 1,
+        int(columns.low[region.left]),
+        int(columns.high[region.right - 1]) + 1,
+    )
+
+
 def base(picture: NDArray[Any] | RowSource, rows: Axis, columns: Axis, region: Region) -> Float:
     """Bilinear interpolation of a picture over an output region (align_corners=False, borders repeated).
 
@@ -70,11 +128,11 @@ def base(picture: NDArray[Any] | RowSource, rows: Axis, columns: Axis, region: R
         (rows, channels, columns) float32.
     """
     y, x = slice(region.top, region.bottom), slice(region.left, region.right)
-    top, bottom = int(rows.low[region.top]), int(rows.high[region.bottom - 1]) + 1
-    left, right = int(columns.low[region.left]), int(columns.high[region.right - 1]) + 1
-    lr = to_float(picture[top:bottom, left:right])
-    across = _between(lr, columns.low[x] - left, columns.high[x] - left, columns.weight[x], axis=2)
-    return _between(across, rows.low[y] - top, rows.high[y] - top, rows.weight[y, None, None], axis=0)
+    read = read_for(region, rows, columns)
+    lr = to_float(picture[read.top : read.bottom, read.left : read.right])
+    across = _between(lr, columns.low[x] - read.left, columns.high[x] - read.left, columns.weight[x], axis=2)
+    low, high = rows.low[y] - read.top, rows.high[y] - read.top
+    return _between(across, low, high, rows.weight[y, None, None], axis=0)
 
 
 def _between(

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime import compose
 from pcsr.runtime.backends import Backend, Tables
 from pcsr.runtime.bundle import Manifest
+from pcsr.runtime.compose import Patch, check_picture, to_float
 from pcsr.runtime.cost import normalised_costs, picture_cost
 from pcsr.runtime.decision import (
     adaptive_thresholds,
@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 # A refined block computes a margin of one pixel twice: taller blocks make that a few per cent.
 REFINED_BLOCKS = 4
-# Working memory of the per-pixel networks and of composing, per output pixel of a block (measured, rounded up).
-BLOCK_BYTES_PER_PIXEL = 1536
 # ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
 ARENA_OVERHEAD = 1.2
 
@@ -84,7 +82,7 @@ class HostRoad:
         """Check the picture."""
         if isinstance(picture, RowSource):
             return picture
-        compose.check_picture(picture)
+        check_picture(picture)
         if stream is not None:
             raise OptionError("a stream goes with a picture on the device; this backend computes on the host")
         checked: NDArray[Any] = picture
@@ -240,10 +238,10 @@ class Inference:
             given = min(h, 2 * (self.manifest.halo + 1)) * w * sample
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
         # Blocks of all workers at once may take a quarter of the limit; where they would take more, fewer run.
-        block_bytes = block * BLOCK_BYTES_PER_PIXEL
+        block_bytes = block * self.backend.block_bytes
         self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
         fixed = given + difficulty + output + self.workers * block_bytes
-        table = sum(self.manifest.table_channels) * (4 if self.backend.precision == "fp32" else 2)
+        table = self.backend.table_bytes
         working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
         self.side = choose_tile(
             h,
@@ -268,7 +266,7 @@ class Inference:
     def _tables(self, tile: Tile) -> Tables:
         window = tile.window
         started = time.perf_counter()
-        lr = compose.to_float(self.picture[window.top : window.bottom, window.left : window.right])
+        lr = to_float(self.picture[window.top : window.bottom, window.left : window.right])
         # Grey is shown to the network as equal red, green and blue; alpha is not shown.
         rgb = np.repeat(lr, 3, axis=1) if lr.shape[1] == 1 else lr[:, :3]
         made = self.backend.tables(np.ascontiguousarray(rgb.transpose(1, 0, 2)), window)
@@ -335,25 +333,19 @@ class Inference:
     def _compose(
         self, residual: NDArray[np.float32], classes: NDArray[np.uint8], region: Region, inner: Region
     ) -> None:
-        base = compose.base(self.picture, self.rows, self.columns, region)
-        residual += base[:, :3]
-        if self.options.refine:
-            residual = compose.refine(residual, classes, region, inner, self.size)
-        top, left = inner.top - region.top, inner.left - region.left
-        rows, columns = inner.shape
         y = slice(inner.top - self.top, inner.bottom - self.top)
         x = slice(inner.left, inner.right)
+        out = self.image[y, x]
+        patch = Patch(self.picture, self.rows, self.columns, region, inner, self.options.refine, out)
+        self.backend.finish(residual, classes, patch)
+        top, left = inner.top - region.top, inner.left - region.left
+        rows, columns = inner.shape
         classes = classes[top : top + rows, left : left + columns]
         self.class_map[y, x] = classes
-        counts = np.bincount(classes.reshape(-1), minlength=len(self.counts))
+        # Several times as fast as np.bincount, which makes indices of them.
+        counts = [np.count_nonzero(classes == j) for j in range(len(self.counts))]
         with self.adding:
             self.counts += counts
-        out = self.image[y, x]
-        if base.shape[1] == 4:
-            compose.store(residual, out[..., :3])
-            compose.store(base[top : top + rows, 3:, left : left + columns], out[..., 3:])
-        else:
-            compose.store(residual, out)
 
     def _each_block(self, work: Callable[[Region], Region], region: Region, pixels: int) -> None:
         for done in self._spread(work, blocks(region, self.rows, pixels=pixels)):

@@ -99,8 +99,8 @@ class Upscaler:
             device: "cpu", "cuda" or "cuda:<index>".
             precision: "fp32", "fp16", "int8", or "auto": of the first two in the bundle, the faster for the
                 backend. int8 costs a little quality, so it is taken only when named (or alone there).
-            backend: "tensorrt", "onnxruntime", or "auto": the fastest that works on the device; what is left
-                out is logged with the reason.
+            backend: "tensorrt", "native", "onnxruntime", or "auto": the fastest that works on the device; what is
+                left out is logged with the reason.
             threads: worker threads, at most 512; None: the cores this process may use.
             memory_limit: bytes that one call may take; None: half of the memory this process can have. With
                 tensorrt, bytes of the device's memory that all calls together may take; None: three quarters.

@@ -131,6 +131,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 @click.option("--dense", type=click.Path(path_type=Path), help="The dense x4 network's checkpoint (.pth).")
 @click.option("--picture", type=click.Path(path_type=Path), help="Input picture.  [default: a cat, 420x276]")
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Crop the input to this size.")
+@click.option("--backend", default="auto", show_default=True, help="What runs fp32.")
 @click.option("--rounds", type=click.IntRange(3), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=usable_cores(), show_default=True)
 @click.option("--oracle/--no-oracle", default=True, help="Time the published inference too; it is slow.")
@@ -143,6 +144,7 @@ def main(
     dense: Path | None,
     picture: Path | None,
     size: str | None,
+    backend: str,
     rounds: int,
     threads: int,
     oracle: bool,
@@ -166,7 +168,7 @@ def main(
         wanted = ("fp32",) if calibration is None else ("fp32", "int8")
         export_bundle(checkpoint, bundle, precisions=wanted, calibration=calibration)
         with ExitStack() as opened:
-            up = opened.enter_context(Upscaler.open(bundle, threads=threads))
+            up = opened.enter_context(Upscaler.open(bundle, backend=backend, threads=threads))
             competitors: dict[str, Competitor] = {}
             if dense:
                 competitors[DENSE] = dense_in_onnxruntime(dense, lr, threads)
@@ -189,7 +191,7 @@ def main(
             ours("all light", budget=0.0)
             ours("all heavy", budget=1.0)
             seconds = in_turn(competitors, rounds)
-            backend = f"{up.backend}, {up.provider}, {up.precision}"
+            ran = f"{up.backend}, {up.provider}, {up.precision}"
     baselines = [name for name in (DENSE, ORACLE) if name in seconds]
     table = Table(
         "", "ms, median", *(f"of {name.partition(',')[0]} [quartiles]" for name in baselines), "heavy %"
@@ -198,7 +200,7 @@ def main(
         "environment": environ,
         "lr": format_size(lr.shape[:2]),
         "scale": SCALE,
-        "backend": backend,
+        "backend": ran,
     }
     record["seconds"] = seconds
     for name, times in seconds.items():
@@ -212,7 +214,7 @@ def main(
         record.setdefault("milliseconds", {})[name] = dict(result.milliseconds)
         stages.add_row(name, *(f"{value:.0f}" for value in result.milliseconds.values()))
     console = Console()
-    console.print(f"{environ['processor']}, {threads} threads, LR {record['lr']} x{SCALE}, {backend}")
+    console.print(f"{environ['processor']}, {threads} threads, LR {record['lr']} x{SCALE}, {ran}")
     console.print(table)
     console.print(stages)
     if report:

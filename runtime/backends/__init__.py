@@ -3,7 +3,7 @@
 `open_backend` picks by name; `protocol` says what the upscaler asks of them.
 """
 
-from pcsr.runtime.backends.choice import BACKENDS, Wanted, open_backend
+from pcsr.runtime.backends.choice import BACKENDS, ON_DEVICE, Wanted, open_backend
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend, Road, Tables
 
-__all__ = ["BACKENDS", "Backend", "DeviceBackend", "Road", "Tables", "Wanted", "open_backend"]
+__all__ = ["BACKENDS", "ON_DEVICE", "Backend", "DeviceBackend", "Road", "Tables", "Wanted", "open_backend"]

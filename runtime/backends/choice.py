@@ -14,7 +14,7 @@ from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import FORMS
 
-__all__ = ["BACKENDS", "Wanted", "open_backend"]
+__all__ = ["BACKENDS", "ON_DEVICE", "Wanted", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,23 @@ def _open_tensorrt(bundle: Bundle, wanted: Wanted) -> DeviceBackend:
     )
 
 
+def _open_native(bundle: Bundle, wanted: Wanted) -> Backend:
+    # Imported here: that room imports this one.
+    from pcsr.runtime.native import open_native
+
+    if parse_device(wanted.device)[0] != "cpu":
+        raise BackendError("the native kernels compute on the processor alone; ask for the device cpu")
+    return open_native(bundle, precision=wanted.precision, threads=wanted.threads)
+
+
+def _open_native_if_faster(bundle: Bundle, wanted: Wanted) -> Backend:
+    from pcsr.runtime.native import open_library
+
+    if not open_library().worthwhile:
+        raise NotInstalledError("there are native kernels for x86-64 processors with AVX2 alone")
+    return _open_native(bundle, wanted)
+
+
 def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend | DeviceBackend:
     return open_onnxruntime(
         bundle,
@@ -64,13 +81,17 @@ def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend | DeviceBackend
     )
 
 
-# Fastest first: "auto" takes the first that works on the device.
+# Fastest first.
 BACKENDS: Mapping[str, Callable[[Bundle, Wanted], Backend | DeviceBackend]] = {
     "tensorrt": _open_tensorrt,
+    "native": _open_native,
     "onnxruntime": _open_onnxruntime,
 }
-# On the processor there is one.
-ON_CPU = "onnxruntime"
+# "auto" takes the first that works.
+ON_DEVICE: Mapping[str, tuple[str, ...]] = {
+    "cuda": ("tensorrt", "onnxruntime"),
+    "cpu": ("native", "onnxruntime"),
+}
 
 
 def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | DeviceBackend:
@@ -79,8 +100,7 @@ def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | D
     Args:
         bundle: whose graphs to run.
         wanted: where and how.
-        backend: a name, or "auto". What "auto" leaves out on a GPU, and why, is logged: as a warning if it is
-            installed.
+        backend: a name, or "auto". What "auto" leaves out, and why, is logged: as a warning if it is installed.
 
     Raises:
         OptionError: no such backend, device or precision.
@@ -94,8 +114,7 @@ def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | D
             f"no precision is named {wanted.precision!r}; choose one of: auto, {', '.join(PRECISIONS)}"
         )
     kind, _ = parse_device(wanted.device)
-    fitting = list(BACKENDS) if kind == "cuda" else [ON_CPU]
-    fitting = fitting if backend == "auto" else [backend]
+    fitting = [backend] if backend != "auto" else _fitting(bundle, kind, wanted.precision)
     if wanted.engine_cache is not None and "tensorrt" not in fitting:
         raise OptionError("an engine cache is for TensorRT alone; leave it away, or ask for a cuda device")
     *others, last = fitting
@@ -105,9 +124,18 @@ def open_backend(bundle: Bundle, wanted: Wanted, *, backend: str) -> Backend | D
     return opened
 
 
+def _fitting(bundle: Bundle, kind: str, precision: str) -> list[str]:
+    """What "auto" tries."""
+    names = list(ON_DEVICE[kind])
+    # It has one precision, and would refuse a bundle without.
+    if precision not in ("auto", "fp32") or "fp32" not in bundle.precisions:
+        names = [name for name in names if name != "native"]
+    return names
+
+
 def _try(bundle: Bundle, wanted: Wanted, name: str) -> Backend | DeviceBackend | None:
     try:
-        return BACKENDS[name](bundle, wanted)
+        return (_open_native_if_faster if name == "native" else BACKENDS[name])(bundle, wanted)
     except BackendError as error:
         # Who has installed it counts on it; who has not may not want it.
         level = logging.INFO if isinstance(error, NotInstalledError) else logging.WARNING

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
+from pcsr.runtime.compose import Patch, finish
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.terms import Terms, terms
@@ -39,6 +40,9 @@ class _Place:
 
 class GraphBackend:
     """Runs the graphs of a bundle through callables; see `Backend` for what each method promises."""
+
+    # The per-pixel networks' and that of composing (measured, rounded up).
+    block_bytes = 1536
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class GraphBackend:
         self._graphs = dict(graphs)
         self._path = bundle.path
         self._channels = bundle.manifest.table_channels
+        self.table_bytes = sum(self._channels) * (4 if precision == "fp32" else 2)
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]
         weights = bundle.weights()
@@ -108,6 +113,10 @@ class GraphBackend:
             if routed.size:
                 self._sparse(j, routed, tables, place, region, out)
         return self._finite(out, region)
+
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """Compose in NumPy."""
+        finish(residual, classes, patch)
 
     def _run(self, graph: str, feed: Mapping[str, NDArray[Any]], *shapes: Shape) -> Sequence[NDArray[Any]]:
         """Run a graph that is to give floating-point arrays of these shapes.

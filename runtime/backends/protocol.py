@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.compose import Patch
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
@@ -46,6 +47,10 @@ class Backend(Protocol):
     device: str
     block: int
     """Output pixels that `probabilities` and `residuals` like to be given at once."""
+    block_bytes: int
+    """Working memory of all that is done to a block, per output pixel of it."""
+    table_bytes: int
+    """Bytes of the tables, per input pixel of a window."""
 
     def place(self, rows: Axis, columns: Axis) -> Any:
         """What depends on the geometry of a picture alone, made once per picture and handed back below."""
@@ -77,6 +82,9 @@ class Backend(Protocol):
         Returns:
             (rows, 3, columns) float32, to be added to the bilinear base; the caller may overwrite it.
         """
+
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """What `compose.finish` says."""
 
     def close(self) -> None:
         """Release what it holds."""

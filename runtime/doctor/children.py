@@ -23,6 +23,7 @@ __all__ = [
     "cupy",
     "driver",
     "libvips",
+    "native",
     "onnxruntime",
     "provider",
     "tensorrt",
@@ -66,6 +67,15 @@ def libvips(report: Report) -> None:
         except (pyvips.Error, AttributeError) as error:
             formats[name] = " ".join(str(error).split())
     report(formats=formats)
+
+
+def native(report: Report) -> None:
+    """Load the native kernels and ask what they can use."""
+    report(step="loading the native kernels")
+    from pcsr.runtime.native import open_library
+
+    library = open_library()
+    report(instruction_set=library.instruction_set, instruction_sets=list(library.instruction_sets))
 
 
 def cuda_libraries(report: Report) -> None:

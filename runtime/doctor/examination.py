@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pcsr.runtime.backends import BACKENDS
+from pcsr.runtime.backends import ON_DEVICE
 from pcsr.runtime.doctor.gpu import (
     FLAVOURS,
     check_cuda_libraries,
@@ -26,7 +26,7 @@ from pcsr.runtime.doctor.graphs import (
     provider_key,
     providers_to_try,
 )
-from pcsr.runtime.doctor.host import check_host, check_libvips
+from pcsr.runtime.doctor.host import check_host, check_libvips, check_native
 from pcsr.runtime.doctor.report import Check, Report
 from pcsr.runtime.machine import usable_cores
 from pcsr.runtime.shipped import DEFAULT, shipped_bundles
@@ -85,6 +85,7 @@ def examine(
     for check in check_host():
         add(check)
     add(check_libvips(trials["libvips"]))
+    add(check_native(trials["native"]))
     onnxruntime = add(
         check_onnxruntime(
             trials["onnxruntime"],
@@ -103,12 +104,16 @@ def examine(
         add(check_tensorrt(flavour, trials.get(flavour.key), driver=driver.works))
     add(check_engine_cache(engine_cache))
     for bundle, backend, device in _ways():
-        needed = [checks[provider_key(CPU)]]
+        needed = [checks["native" if backend == "native" else provider_key(CPU)]]
         if device != "cpu":
             # Both backends route with kernels that CuPy compiles.
             needed = [checks[provider_key(CUDA)] if backend == "onnxruntime" else driver, checks["cupy"]]
         needs = next((check for check in needed if not check.works), needed[0])
-        add(check_upscaler(bundle, backend, device, trials.get(f"{bundle} {backend} {device}"), needs=needs))
+        trial = trials.get(f"{bundle} {backend} {device}")
+        if backend == "native" and not needs.works:
+            # Tried beside the kernels themselves, and says the same.
+            trial = None
+        add(check_upscaler(bundle, backend, device, trial, needs=needs))
     return Report(checks, time.monotonic() - started)
 
 
@@ -122,9 +127,8 @@ def _ways() -> Iterator[tuple[str, str, str]]:
     for device in ("cpu", "cuda:0"):
         # The default one also where it is not there: that is a finding.
         for bundle in dict.fromkeys((DEFAULT, *shipped_bundles())):
-            for backend in BACKENDS:
-                if device != "cpu" or backend == "onnxruntime":
-                    yield bundle, backend, device
+            for backend in ON_DEVICE[device.partition(":")[0]]:
+                yield bundle, backend, device
 
 
 def _child(function: str, *arguments: str, **options: bool) -> str:
@@ -139,6 +143,7 @@ def _first_round() -> dict[str, str]:
         "onnxruntime": _child("onnxruntime"),
         provider_key(CPU): _child("provider", CPU),
         "libvips": _child("libvips"),
+        "native": _child("native"),
         "cuda_libraries": _child("cuda_libraries"),
     }
     for bundle, backend, device in _ways():

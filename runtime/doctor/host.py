@@ -14,7 +14,7 @@ from pcsr.runtime.doctor.report import Check, Status, pcsr_version
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.trial import Trial
 
-__all__ = ["check_host", "check_libvips", "installed"]
+__all__ = ["check_host", "check_libvips", "check_native", "installed"]
 
 # What each means, and the processor flag of /proc/cpuinfo that says so.
 INSTRUCTIONS = {
@@ -43,6 +43,7 @@ VARIABLES = (
     "PYTHONPATH",
     "OMP_NUM_THREADS",
     "VIPS_CONCURRENCY",
+    "PCSR_NATIVE_ISA",
 )
 # Python, ONNX Runtime, libvips and a network take 300 MB before the first pixel.
 LITTLE_MEMORY = 1 << 30
@@ -196,3 +197,17 @@ def check_libvips(trial: Trial) -> Check:
         return Check("libvips", "Python", "libvips", "broken", summary, reinstall, facts, trial.noise)
     summary = f"{version}; {', '.join(facts['formats'])}"
     return Check("libvips", "Python", "libvips", "ok", summary, facts=facts)
+
+
+def check_native(trial: Trial) -> Check:
+    """The native kernels: whether they are there, and for which instructions of this processor."""
+    facts = trial.facts
+    if trial.ok:
+        summary = f"{facts['instruction_set']}; this processor runs {', '.join(facts['instruction_sets'])}"
+        return Check("native", "Python", "native kernels", "ok", summary, facts=facts)
+    todo = "pip install pcsr from its sources, with gcc or clang there; until then ONNX Runtime computes on the CPU"
+    if trial.reason.startswith("NotInstalledError"):
+        return Check(
+            "native", "Python", "native kernels", "missing", "not built by this install", todo, facts
+        )
+    return Check("native", "Python", "native kernels", "broken", trial.failure, todo, facts, trial.noise)

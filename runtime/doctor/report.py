@@ -50,7 +50,11 @@ class Check:
 
 # For each thing that can be required: of each row, one check must work.
 REQUIREMENTS: Mapping[str, Sequence[Sequence[str]]] = {
-    "cpu": (("packages",), ("libvips",), (f"upscaler.{DEFAULT}.onnxruntime.cpu",)),
+    "cpu": (
+        ("packages",),
+        ("libvips",),
+        (f"upscaler.{DEFAULT}.onnxruntime.cpu", f"upscaler.{DEFAULT}.native.cpu"),
+    ),
     "onnxruntime": (("onnxruntime",), ("onnxruntime.cpu",)),
     "cuda": (("driver",), ("onnxruntime.cuda",), (f"upscaler.{DEFAULT}.onnxruntime.cuda",)),
     "tensorrt": (("driver",), ("tensorrt", "tensorrt_lean", "tensorrt_rtx")),

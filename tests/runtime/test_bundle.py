@@ -326,7 +326,7 @@ def test_a_changed_graph_is_refused_before_it_runs(bundle: Path, graph: str) -> 
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
     with pytest.raises(BundleError, match=f"{graph}-.*was changed or damaged"):
-        Upscaler.open(bundle)
+        Upscaler.open(bundle, backend="onnxruntime")
 
 
 def replace_weights(bundle: Path, content: bytes) -> None:

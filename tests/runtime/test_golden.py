@@ -52,6 +52,8 @@ NAMES = [
     "srresnet_astronaut_12x16_x4_adm_ref",
 ]
 
+BACKENDS = ("native", "onnxruntime")
+
 # The runtime sums in another order than the authors' program (first layers by tables, batch norms folded).
 COLOUR_TOLERANCE = 2e-4
 # Two-means starts from the mean and the minimum, which move with the rounding of every probability.
@@ -76,14 +78,15 @@ class Golden:
         return {**asked, **rule, "refine": self.entry["refinement"]}
 
 
-@pytest.fixture(scope="session")
-def open_case(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Callable[[str, int | None], tuple[Golden, Upscaler]]]:
-    """A function that gives a case by name and an upscaler, with a tile size or none, of its checkpoint."""
-    opened: dict[tuple[str, int | None], Upscaler] = {}
+OpenCase = Callable[[str, str, int | None], tuple[Golden, Upscaler]]
 
-    def open_by_name(name: str, tile: int | None) -> tuple[Golden, Upscaler]:
+
+@pytest.fixture(scope="session")
+def open_case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[OpenCase]:
+    """A function that gives a case by name and an upscaler of its checkpoint, by backend and tile size or none."""
+    opened: dict[tuple[str, str, int | None], Upscaler] = {}
+
+    def open_by_name(name: str, backend: str, tile: int | None) -> tuple[Golden, Upscaler]:
         if name.startswith("srresnet"):
             cases, checkpoint = GOLDEN, GOLDEN / "srresnet-pcsr-random.pth"
         else:
@@ -95,11 +98,12 @@ def open_case(
         entries = json.loads((cases / "manifest.json").read_text())["cases"]
         arrays = np.load(cases / f"{name}.npz")
         entry = next(entry for entry in entries if entry["name"] == name)
-        if (checkpoint.name, tile) not in opened:
+        key = checkpoint.name, backend, tile
+        if key not in opened:
             bundle = tmp_path_factory.getbasetemp() / f"golden-{checkpoint.stem}"
             export_bundle(checkpoint, bundle, precisions=("fp32",))
-            opened[checkpoint.name, tile] = Upscaler.open(bundle, threads=2, tile=tile)
-        return Golden(entry, arrays["lr"], arrays["sr"], arrays["flag"]), opened[checkpoint.name, tile]
+            opened[key] = Upscaler.open(bundle, backend=backend, threads=2, tile=tile)
+        return Golden(entry, arrays["lr"], arrays["sr"], arrays["flag"]), opened[key]
 
     yield open_by_name
     for up in opened.values():
@@ -126,11 +130,12 @@ def assert_faithful(golden: Golden, result: Result, up: Upscaler) -> None:
         assert result.cost == published
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_cases_of_the_authors_program_are_reproduced(
-    name: str, open_case: Callable[[str, int | None], tuple[Golden, Upscaler]]
+    name: str, backend: str, open_case: OpenCase
 ) -> None:
-    golden, up = open_case(name, None)
+    golden, up = open_case(name, backend, None)
     result = upscaled(golden, up)
     assert_faithful(golden, result, up)
     assert result.tile == golden.lr.shape[:2]
@@ -138,14 +143,15 @@ def test_golden_cases_of_the_authors_program_are_reproduced(
     np.testing.assert_array_equal(np.array(costs), np.array(golden.entry["cost_list"], dtype=np.float32))
     if golden.entry["adaptive"]:
         expected = (golden.entry["adm"]["threshold_prob"],)
-        assert result.decision.thresholds == pytest.approx(expected, abs=THRESHOLD_TOLERANCE)
+        # A pixel that rounding sends to the other cluster moves the means by its part of them.
+        tolerance = THRESHOLD_TOLERANCE + 1 / golden.classes.size
+        assert result.decision.thresholds == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_golden_cases_are_reproduced_in_tiles(
-    name: str, open_case: Callable[[str, int | None], tuple[Golden, Upscaler]]
-) -> None:
-    golden, up = open_case(name, 16)
+def test_golden_cases_are_reproduced_in_tiles(name: str, backend: str, open_case: OpenCase) -> None:
+    golden, up = open_case(name, backend, 16)
     assert_faithful(golden, upscaled(golden, up), up)
 
 

@@ -22,7 +22,7 @@ from pcsr.runtime.errors import BackendError, BundleError, MemoryLimitError, Opt
 
 
 def test_an_unknown_backend_or_device_is_refused_with_the_choices(small_bundle: Path) -> None:
-    with pytest.raises(OptionError, match="'openvino'; choose one of: auto, tensorrt, onnxruntime"):
+    with pytest.raises(OptionError, match="'openvino'; choose one of: auto, tensorrt, native, onnxruntime"):
         Upscaler.open(small_bundle, backend="openvino")
     for device in ("gpu", "cuda:x", "cpu:0", "cuda:", ""):
         with pytest.raises(OptionError, match="use cpu, cuda or cuda:<index>"):
@@ -40,13 +40,13 @@ def test_two_wheels_that_overwrite_each_other_are_detected(
     # Both wheels own the same files: only their metadata tells.
     monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter([name]))
     with pytest.raises(BackendError, match="both installed.*pip uninstall onnxruntime onnxruntime-gpu"):
-        Upscaler.open(small_bundle)
+        Upscaler.open(small_bundle, backend="onnxruntime")
 
 
 def test_a_missing_onnx_runtime_names_the_extra(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"pip install 'pcsr\[cpu\]'"):
-        Upscaler.open(small_bundle)
+        Upscaler.open(small_bundle, backend="onnxruntime")
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_named() -> None:
@@ -55,7 +55,7 @@ def test_a_graph_that_onnx_runtime_refuses_is_named() -> None:
 
 
 def test_auto_takes_float32_on_the_processor_whatever_order_the_bundle_has(small_bundle: Path) -> None:
-    with Upscaler.open(small_bundle, precision="auto") as up:
+    with Upscaler.open(small_bundle, backend="onnxruntime", precision="auto") as up:
         assert up.precision == "fp32"
 
 
@@ -137,7 +137,7 @@ def replace_graph(bundle: Path, graph: str, change: Callable[[onnx.ModelProto], 
 
 def upscale(bundle: Path) -> None:
     picture = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
-    with Upscaler.open(bundle, precision="fp32", threads=1) as up:
+    with Upscaler.open(bundle, backend="onnxruntime", precision="fp32", threads=1) as up:
         up(picture, scale=2, adaptive=True)
 
 

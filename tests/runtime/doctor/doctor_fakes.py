@@ -28,6 +28,7 @@ KEYS = {
     "packages",
     "export",
     "libvips",
+    "native",
     "onnxruntime",
     "onnxruntime.cpu",
     "onnxruntime.cuda",

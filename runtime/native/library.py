@@ -1,0 +1,253 @@
+"""The shared library of kernels: whether it is there, what it can use here, and its calls on NumPy arrays.
+
+Every call comes back with a status; what went wrong in C++ is raised here. ctypes lets go of the interpreter's lock
+while a call runs, so blocks are computed side by side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcsr.runtime.compose import Patch, read_for
+from pcsr.runtime.errors import BackendError, ClosedError, MemoryLimitError, NotInstalledError, OptionError
+from pcsr.runtime.manifest import Manifest
+from pcsr.runtime.native.abi import (
+    ABI,
+    MESSAGE_BYTES,
+    NO_MEMORY,
+    NOT_FINITE,
+    SAMPLES,
+    HeadStructure,
+    NetworkStructure,
+    OptionStructure,
+    PatchStructure,
+    PlaceArrays,
+    TablesStructure,
+    WeightStructure,
+    declare,
+    region_structure,
+)
+from pcsr.runtime.tiling import Region
+
+__all__ = ["INSTRUCTION_SET", "Engine", "Library", "open_library"]
+
+PATH = Path(__file__).parent / "kernels.so"
+# Names the instruction set to use in place of the best: for tests and comparisons.
+INSTRUCTION_SET = "PCSR_NATIVE_ISA"
+
+Float = NDArray[np.float32]
+
+
+class Engine:
+    """A network opened for an instruction set.
+
+    Attributes:
+        row: floats of a table row: the channels of all heads, each padded.
+        no_backbone: why it cannot compute tables; empty if it can.
+    """
+
+    def __init__(self, library: ctypes.CDLL, pointer: ctypes.c_void_p, row: int) -> None:
+        self._library, self._pointer = library, pointer
+        # Also where whoever opened it failed before it could close it.
+        self._free = weakref.finalize(self, library.pcsr_close, pointer)
+        self.row = row
+        self.no_backbone: str = library.pcsr_no_backbone(pointer).decode()
+
+    def tables(self, lr: Float, out: Float, threads: int) -> None:
+        """Run the backbone on a (3, h, w) picture into (h, w, row) tables."""
+        _, h, w = lr.shape
+        self._call("pcsr_tables", lr.ctypes.data, h, w, out.ctypes.data, threads)
+
+    def probabilities(
+        self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float
+    ) -> bool:
+        """Run the classifier on an output region, into (rows, P, columns). Says whether all was finite."""
+        return self._call("pcsr_probabilities", *self._where(tables, window, place, region), out.ctypes.data)
+
+    def residuals(
+        self,
+        tables: Float,
+        window: Region,
+        place: PlaceArrays,
+        region: Region,
+        classes: NDArray[np.uint8],
+        out: Float,
+    ) -> bool:
+        """Run on every pixel the upsampler of its class, into (rows, 3, columns). Says whether all was finite."""
+        return self._call(
+            "pcsr_residuals",
+            *self._where(tables, window, place, region),
+            classes.ctypes.data,
+            out.ctypes.data,
+        )
+
+    def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
+        """Add the base to residuals (rows, 3, columns), refine, and write into the output."""
+        read = read_for(patch.region, patch.rows, patch.columns)
+        lr = np.ascontiguousarray(patch.picture[read.top : read.bottom, read.left : read.right])
+        rows, columns = patch.rows, patch.columns
+        made = PatchStructure(
+            lr.ctypes.data,
+            *(read.top, read.left, lr.shape[1]),
+            *(lr.shape[2] if lr.ndim == 3 else 1, SAMPLES[lr.dtype], patch.refined),
+            *(each.ctypes.data for each in (rows.low, rows.high, rows.weight)),
+            *(each.ctypes.data for each in (columns.low, columns.high, columns.weight)),
+            region_structure(patch.region),
+            region_structure(patch.inner),
+            patch.out.ctypes.data,
+            patch.out.strides[0],
+        )
+        self._call("pcsr_finish", ctypes.byref(made), residual.ctypes.data, classes.ctypes.data)
+
+    def close(self) -> None:
+        """Release it; no call may be under way."""
+        self._free()
+
+    def _where(self, tables: Float, window: Region, place: PlaceArrays, region: Region) -> list[Any]:
+        made = (
+            TablesStructure(tables.ctypes.data, region_structure(window)),
+            place.structure,
+            region_structure(region),
+        )
+        return [ctypes.byref(each) for each in made]
+
+    def _call(self, name: str, *arguments: Any) -> bool:
+        if not self._free.alive:
+            raise ClosedError("the native backend has been closed; open another")
+        return _checked(getattr(self._library, name), self._pointer, *arguments)
+
+
+class Library:
+    """The loaded library.
+
+    Attributes:
+        instruction_sets: those that it has kernels for and this processor runs, the best last.
+        instruction_set: the one to use.
+        worthwhile: whether it has vectors, without which ONNX Runtime is faster, or was asked to do without.
+    """
+
+    def __init__(self, library: ctypes.CDLL, asked: str | None) -> None:
+        self._library = library
+        names = ctypes.create_string_buffer(MESSAGE_BYTES)
+        library.pcsr_instruction_sets(names, MESSAGE_BYTES)
+        self.instruction_sets = tuple(names.value.decode().split())
+        self.instruction_set = asked or self.instruction_sets[-1]
+        if self.instruction_set not in self.instruction_sets:
+            raise OptionError(
+                f"{INSTRUCTION_SET} is {self.instruction_set!r}, and the native kernels have "
+                f"{', '.join(self.instruction_sets)} on this processor; unset it, or set it to one of these"
+            )
+
+        self.worthwhile = asked is not None or len(self.instruction_sets) > 1
+
+    def open(self, manifest: Manifest, weights: Mapping[str, NDArray[Any]]) -> Engine:
+        """Open a network; the weights are copied.
+
+        Raises:
+            BackendError: they are not as the manifest says.
+            MemoryLimitError: there is no memory for them.
+        """
+        network = manifest.network
+        outputs = 1 if manifest.classes == 2 else manifest.classes
+        heads = [("classifier", network.classifier, outputs)]
+        heads += [(f"upsampler_{j}", hidden, 3) for j, hidden in enumerate(network.upsamplers)]
+        # Held until the call has returned: the structures have their addresses alone.
+        arrays = {
+            name: np.ascontiguousarray(array)
+            for name, array in weights.items()
+            if array.dtype == np.float32 and array.ndim <= 4
+        }
+        given = NetworkStructure(
+            network.backbone.encode(),
+            network.width,
+            (ctypes.c_float * 3)(*manifest.normalisation.mean),
+            (ctypes.c_float * 3)(*manifest.normalisation.std),
+            *_array(
+                OptionStructure,
+                [OptionStructure(name.encode(), value) for name, value in network.options.items()],
+            ),
+            *_array(
+                HeadStructure,
+                [
+                    HeadStructure(
+                        name.encode(), (ctypes.c_int32 * len(hidden))(*hidden), len(hidden), outputs
+                    )
+                    for name, hidden, outputs in heads
+                ],
+            ),
+            *_array(
+                WeightStructure,
+                [
+                    WeightStructure(
+                        name.encode(),
+                        array.ctypes.data,
+                        array.ndim,
+                        (ctypes.c_int64 * 4)(*array.shape),
+                    )
+                    for name, array in arrays.items()
+                ],
+            ),
+        )
+        pointer, row = ctypes.c_void_p(), ctypes.c_int32()
+        _checked(
+            self._library.pcsr_open,
+            self.instruction_set.encode(),
+            ctypes.byref(given),
+            ctypes.byref(pointer),
+            ctypes.byref(row),
+        )
+        return Engine(self._library, pointer, row.value)
+
+
+def open_library() -> Library:
+    """Load the library, for the best instruction set there is or the one that the environment names.
+
+    Raises:
+        NotInstalledError: this install has none.
+        BackendError: it cannot be loaded, or is of another version.
+        OptionError: the environment names an instruction set that is not there.
+    """
+    if not PATH.exists():
+        raise NotInstalledError(
+            "this install of pcsr has no native kernels; with gcc or clang there, install it anew from its sources: "
+            "its output says what keeps them from being built"
+        )
+    try:
+        library = ctypes.CDLL(str(PATH))
+        found = library.pcsr_abi()
+    except (OSError, AttributeError) as error:
+        raise BackendError(f"the native kernels cannot be loaded ({error}); install pcsr anew") from error
+    if found != ABI:
+        raise BackendError(
+            f"the native kernels at {PATH} are of version {found}, and this pcsr needs {ABI}; install pcsr anew"
+        )
+    declare(library)
+    return Library(library, os.environ.get(INSTRUCTION_SET) or None)
+
+
+def _checked(function: Any, *arguments: Any) -> bool:
+    """Call a function whose last argument is room for a message; whether its values are finite."""
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    status = function(*arguments, message)
+    if status == NO_MEMORY:
+        raise MemoryLimitError(
+            "there is not enough memory for the native kernels; give a lower memory limit, or smaller tiles"
+        )
+    if status not in (0, NOT_FINITE):
+        raise BackendError(
+            f"the native kernels cannot run this network: {message.value.decode(errors='replace')}; "
+            "export the bundle anew with --force"
+        )
+    return bool(status == 0)
+
+
+def _array(kind: Any, items: Sequence[Any]) -> tuple[int, Any]:
+    return len(items), (kind * len(items))(*items)

@@ -1,0 +1,59 @@
+#include "engine.hpp"
+
+#include <stdexcept>
+#include <string>
+
+#include "backbone.hpp"
+#include "finish.hpp"
+#include "heads.hpp"
+
+namespace PCSR_ISA {
+namespace {
+
+class Network final : public pcsr::Engine {
+   public:
+    explicit Network(const pcsr::NetworkDescription& network) : heads_(network) {
+        try {
+            backbone_.reset(make_backbone(network));
+        } catch (const pcsr::NoKernels& error) {
+            no_backbone_ = error.what();
+        }
+    }
+
+    const char* no_backbone() const override { return no_backbone_.c_str(); }
+
+    void tables(const float* lr, int h, int w, float* tables, int threads) const override {
+        if (!backbone_) throw std::logic_error(no_backbone_);
+        run_backbone(*backbone_, lr, h, w, tables, threads);
+    }
+
+    bool probabilities(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Region& region,
+                       float* out) const override {
+        return heads_.probabilities(tables, place, region, out);
+    }
+
+    bool residuals(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Region& region,
+                   const std::uint8_t* classes, float* out) const override {
+        return heads_.residuals(tables, place, region, classes, out);
+    }
+
+    void finish(const pcsr::Patch& patch, float* residual, const std::uint8_t* classes) const override {
+        PCSR_ISA::finish(patch, residual, classes);
+    }
+
+   private:
+    struct Free {
+        void operator()(Backbone* backbone) const { free_backbone(backbone); }
+    };
+    Heads heads_;
+    std::unique_ptr<Backbone, Free> backbone_;
+    std::string no_backbone_;
+};
+
+}  // namespace
+
+std::unique_ptr<pcsr::Engine> open(const pcsr::NetworkDescription& network) {
+    return std::make_unique<Network>(network);
+}
+
+}  // namespace PCSR_ISA

@@ -1,0 +1,32 @@
+// Independent units of work, taken by threads one after another.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "simd.hpp"
+
+namespace PCSR_ISA {
+
+// Call work(worker, unit) for all units, on this thread and threads - 1 more; it must not throw. Where the system gives
+// fewer threads, those that there are do it all.
+template <class Work>
+void for_each_unit(int threads, int units, const Work& work) {
+    std::atomic<int> next{0};
+    const auto worker = [&](int index) noexcept {
+        for (int unit = next++; unit < units; unit = next++) work(index, unit);
+    };
+    std::vector<std::thread> others;
+    others.reserve(static_cast<std::size_t>(std::max(threads, 1)));
+    try {
+        for (int index = 1; index < std::min(threads, units); ++index) others.emplace_back(worker, index);
+    } catch (const std::system_error&) {
+    }
+    worker(0);
+    for (std::thread& other : others) other.join();
+}
+
+}  // namespace PCSR_ISA

@@ -1,0 +1,39 @@
+// One time over the picture, through some layers: unit by unit, on all threads.
+//
+// Within a unit a slab of four rows at a time goes through all layers. A layer that is followed by 3x3 convolutions, n of
+// them, is n rows ahead of the last one: of what comes before, a slab then needs the newest slab and two rows above.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "parallel.hpp"
+#include "rings.hpp"
+#include "strips.hpp"
+#include "workspace.hpp"
+
+namespace PCSR_ISA {
+
+// Rows of the picture that a pass begins above its first ones, whose layers see `reach` rows to each side.
+constexpr int lead(int reach) { return (2 * reach + kSlab - 1) / kSlab * kSlab; }
+
+// Whether a layer that is `ahead` rows ahead has to compute the slab from y of a unit.
+inline bool needed(const Strip& strip, int y, int ahead) {
+    return y + kSlab > strip.y0 - ahead && y + kSlab > 0 && y < strip.h;
+}
+
+// Pass has Rows(Arena&, const Pass&, tiles), and unit(strip, rows), which must not throw.
+template <class Pass>
+void run_pass(const Pass& pass, const Cut& cut, Workspace& workspace, int threads) {
+    Arena counting(nullptr);
+    typename Pass::Rows(counting, pass, cut.most_tiles);
+    std::vector<float*> memory;
+    for (int i = 0; i < threads; ++i) memory.push_back(workspace.threads.get(i, counting.used()));
+    for_each_unit(threads, static_cast<int>(cut.units.size()), [&](int worker, int unit) {
+        Arena arena(memory[worker]);
+        typename Pass::Rows rows(arena, pass, cut.units[unit].tiles);
+        pass.unit(cut.units[unit], rows);
+    });
+}
+
+}  // namespace PCSR_ISA

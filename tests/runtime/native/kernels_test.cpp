@@ -1,0 +1,354 @@
+// Kernels of every instruction set beside the plain ones, on buffers that end where their content does.
+//
+// Built with the sanitizers by `make sanitize`: what is read or written beyond an array, leaked or undefined ends it.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine.hpp"
+
+namespace {
+
+using Sizes = std::vector<int>;
+
+int failures = 0;
+
+void expect(bool right, const std::string& what) {
+    if (right) return;
+    std::printf("failed: %s\n", what.c_str());
+    ++failures;
+}
+
+// Of its size to the byte, so that the sanitizer sees the first one beyond.
+template <class T>
+struct Exact {
+    explicit Exact(std::size_t size) : size(size), data(new T[size]()) {}
+
+    std::size_t size;
+    std::unique_ptr<T[]> data;
+};
+
+std::uint32_t state = 1;
+
+float random_float() {
+    state = state * 1664525u + 1013904223u;
+    return static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+}
+
+Exact<float> random_floats(std::size_t size, float scale = 1.0f) {
+    Exact<float> made(size);
+    for (std::size_t i = 0; i < size; ++i) made.data[i] = scale * random_float();
+    return made;
+}
+
+// A description that owns its weights.
+struct Random {
+    pcsr::NetworkDescription network;
+    std::vector<Exact<float>> owned;
+
+    void weight(const std::string& name, std::vector<std::int64_t> shape) {
+        std::size_t size = 1, inputs = 1;
+        for (std::size_t i = 0; i < shape.size(); ++i) {
+            size *= shape[i];
+            if (i > 0) inputs *= shape[i];
+        }
+        owned.push_back(random_floats(size, 1.7f / std::sqrt(static_cast<float>(inputs))));
+        network.weights[name] = {owned.back().data.get(), std::move(shape)};
+    }
+
+    void head(const std::string& name, const Sizes& hidden, int outputs) {
+        network.add_head(name, hidden, outputs);
+        weight(name + ".first.table", {network.heads.back().channels, network.width});
+        for (std::size_t i = 1; i <= hidden.size(); ++i) {
+            const int out = i < hidden.size() ? hidden[i] : outputs;
+            weight(name + ".layer" + std::to_string(i) + ".weight", {out, hidden[i - 1]});
+            weight(name + ".layer" + std::to_string(i) + ".bias", {out});
+        }
+    }
+
+    void heads(const Sizes& classifier, const std::vector<Sizes>& upsamplers) {
+        head("classifier", classifier, upsamplers.size() == 2 ? 1 : static_cast<int>(upsamplers.size()));
+        for (std::size_t j = 0; j < upsamplers.size(); ++j) head("upsampler_" + std::to_string(j), upsamplers[j], 3);
+    }
+
+    void convolution(const std::string& name, int out, int in, int kernel) {
+        weight(name + ".weight", {out, in, kernel, kernel});
+        weight(name + ".bias", {out});
+    }
+
+    void backbone(const std::string& kind, int width) {
+        network.backbone = kind;
+        network.width = width;
+        if (kind == "carn") {
+            network.options["groups"] = 4;
+            convolution("backbone.entry", width, 3, 3);
+            const auto cascade = [&](const std::string& name, int j) {
+                for (int i = 0; i <= j; ++i) weight(name + ".weight" + std::to_string(i), {width, width});
+                weight(name + ".bias", {width});
+            };
+            for (int b = 1; b <= 3; ++b) {
+                const std::string block = "backbone.block" + std::to_string(b);
+                for (int i = 1; i <= 2; ++i) convolution(block + ".unit.conv" + std::to_string(i), width, width / 4, 3);
+                convolution(block + ".unit.conv3", width, width, 1);
+                for (int j = 1; j <= 3; ++j) cascade(block + ".cascade" + std::to_string(j), j);
+                cascade("backbone.cascade" + std::to_string(b), b);
+            }
+        } else if (kind == "fsrcnn") {
+            const int s = 12, m = 4;
+            network.options = {{"s", s}, {"m", m}};
+            const auto layer = [&](int i, int out, int in, int kernel) {
+                const std::string name = "backbone.layer" + std::to_string(i);
+                convolution(name, out, in, kernel);
+                weight(name + ".slope", {1});
+            };
+            layer(0, width, 3, 5);
+            layer(1, s, width, 1);
+            for (int i = 0; i < m; ++i) layer(2 + i, s, s, 3);
+            layer(2 + m, width, s, 1);
+        } else if (kind == "srresnet") {
+            network.options["nb"] = 2;
+            convolution("backbone.entry", width, 3, 3);
+            for (int i = 0; i < 2; ++i) {
+                for (int j = 1; j <= 2; ++j) {
+                    const std::string name = "backbone.unit" + std::to_string(i) + ".conv" + std::to_string(j);
+                    convolution(name, width, width, 3);
+                }
+            }
+        }
+    }
+};
+
+using Open = std::unique_ptr<pcsr::Engine> (*)(const pcsr::NetworkDescription&);
+
+std::vector<std::pair<std::string, Open>> others() {
+    std::vector<std::pair<std::string, Open>> found;
+#ifdef PCSR_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.emplace_back("avx2", avx2::open);
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+        found.emplace_back("avx512", avx512::open);
+    }
+#endif
+    return found;
+}
+
+bool near(const Exact<float>& a, const Exact<float>& b) {
+    float worst = 0, largest = 1;
+    for (std::size_t i = 0; i < a.size; ++i) {
+        worst = std::fmax(worst, std::fabs(a.data[i] - b.data[i]));
+        largest = std::fmax(largest, std::fabs(b.data[i]));
+    }
+    return worst <= 2e-5f * largest;
+}
+
+// A picture's geometry and tables for a network.
+struct Scene {
+    Exact<float> tables;
+    Exact<std::int32_t> rows, columns;
+    std::vector<Exact<float>> terms;
+    std::vector<const float*> row_terms, column_terms;
+    pcsr::Place place;
+    pcsr::Tables window;
+    pcsr::Region region;
+
+    Scene(const pcsr::NetworkDescription& network, int h, int w, int H, int W)
+        : tables(static_cast<std::size_t>(h) * w * network.row), rows(H), columns(W) {
+        for (int y = 0; y < H; ++y) rows.data[y] = static_cast<std::int32_t>(static_cast<std::int64_t>(y) * h / H);
+        for (int x = 0; x < W; ++x) columns.data[x] = static_cast<std::int32_t>(static_cast<std::int64_t>(x) * w / W);
+        const std::int64_t stride = W + 64;
+        for (std::size_t number = 0; number < network.heads.size(); ++number) {
+            const pcsr::Head& head = network.heads[number];
+            for (int pixel = 0; pixel < h * w; ++pixel) {
+                for (int c = 0; c < head.channels; ++c) {
+                    tables.data[static_cast<std::size_t>(pixel) * network.row + head.offset + c] = random_float();
+                }
+            }
+            const std::size_t padded = pcsr::padded(head.channels);
+            terms.push_back(random_floats(H * padded));
+            row_terms.push_back(terms.back().data.get());
+            terms.push_back(random_floats(number < 2 ? head.channels * stride : W * padded));
+            column_terms.push_back(terms.back().data.get());
+        }
+        place = {rows.data.get(), columns.data.get(), row_terms.data(), column_terms.data(), stride};
+        window = {tables.data.get(), {0, h, 0, w}};
+        region = {0, H, 0, W};
+    }
+};
+
+void test_heads(const Sizes& classifier, const std::vector<Sizes>& upsamplers) {
+    Random random;
+    random.network.width = 8;
+    random.network.backbone = "none";
+    random.heads(classifier, upsamplers);
+    const int M = static_cast<int>(upsamplers.size());
+    const std::unique_ptr<pcsr::Engine> plain = scalar::open(random.network);
+    const int sizes[][4] = {{1, 1, 1, 1}, {1, 1, 4, 4}, {3, 70, 3, 70}, {4, 17, 16, 68}, {5, 33, 12, 97}, {2, 5, 7, 200}};
+    for (const auto& [h, w, H, W] : sizes) {
+        Scene scene(random.network, h, w, H, W);
+        const pcsr::Region regions[] = {scene.region, {H / 2, H, W / 3, W}, {0, (H + 1) / 2, 0, (W + 2) / 3}};
+        for (const pcsr::Region& region : regions) {
+            const std::size_t pixels = static_cast<std::size_t>(region.rows()) * region.columns();
+            Exact<std::uint8_t> classes(pixels);
+            for (std::size_t i = 0; i < pixels; ++i) {
+                classes.data[i] = static_cast<std::uint8_t>((random_float() + 1) * 0.4999f * M);
+            }
+            const int P = M == 2 ? 1 : M;
+            const auto run = [&](const pcsr::Engine& engine) {
+                std::pair<Exact<float>, Exact<float>> made(Exact<float>(pixels * P), Exact<float>(pixels * 3));
+                expect(engine.probabilities(scene.window, scene.place, region, made.first.data.get()), "finite");
+                expect(engine.residuals(scene.window, scene.place, region, classes.data.get(), made.second.data.get()),
+                       "finite");
+                return made;
+            };
+            const auto expected = run(*plain);
+            for (const auto& [name, open] : others()) {
+                const auto found = run(*open(random.network));
+                expect(near(found.first, expected.first), name + ": probabilities are those of plain C++");
+                expect(near(found.second, expected.second), name + ": residuals are those of plain C++");
+            }
+        }
+    }
+}
+
+template <class T>
+void test_finish(pcsr::Sample sample, int channels, bool refined) {
+    Random random;
+    random.network.width = 8;
+    random.network.backbone = "none";
+    random.heads({3}, {{5}, {7}});
+    const int sizes[][4] = {{1, 1, 1, 1}, {1, 2, 3, 5}, {3, 70, 3, 70}, {4, 17, 16, 68}, {5, 33, 12, 97}};
+    for (const auto& [h, w, H, W] : sizes) {
+        Exact<T> lr(static_cast<std::size_t>(h) * w * channels);
+        for (std::size_t i = 0; i < lr.size; ++i) lr.data[i] = static_cast<T>((random_float() + 1) * 100);
+        Exact<std::int32_t> low_rows(H), high_rows(H), low_columns(W), high_columns(W);
+        const auto lie = [](int n, int N, Exact<std::int32_t>& low, Exact<std::int32_t>& high) {
+            for (int i = 0; i < N; ++i) {
+                low.data[i] = static_cast<std::int32_t>(static_cast<std::int64_t>(i) * n / N);
+                high.data[i] = std::min(low.data[i] + 1, n - 1);
+            }
+        };
+        lie(h, H, low_rows, high_rows);
+        lie(w, W, low_columns, high_columns);
+        const Exact<float> row_weights = random_floats(H), column_weights = random_floats(W);
+        const std::size_t pixels = static_cast<std::size_t>(H) * W;
+        const Exact<float> residual = random_floats(pixels * 3);
+        Exact<std::uint8_t> classes(pixels);
+        for (std::size_t i = 0; i < pixels; ++i) classes.data[i] = random_float() > 0.8f;
+        const auto run = [&, w = w, H = H, W = W](const pcsr::Engine& engine) {
+            Exact<T> out(pixels * channels);
+            Exact<float> given(residual.size);
+            std::memcpy(given.data.get(), residual.data.get(), residual.size * sizeof(float));
+            const pcsr::Region region{0, H, 0, W};
+            const pcsr::Patch patch{lr.data.get(),
+                                    0,
+                                    0,
+                                    w,
+                                    channels,
+                                    sample,
+                                    refined,
+                                    low_rows.data.get(),
+                                    high_rows.data.get(),
+                                    row_weights.data.get(),
+                                    low_columns.data.get(),
+                                    high_columns.data.get(),
+                                    column_weights.data.get(),
+                                    region,
+                                    region,
+                                    out.data.get(),
+                                    static_cast<std::int64_t>(W) * channels * static_cast<std::int64_t>(sizeof(T))};
+            engine.finish(patch, given.data.get(), classes.data.get());
+            return out;
+        };
+        const Exact<T> expected = run(*scalar::open(random.network));
+        for (const auto& [name, open] : others()) {
+            const Exact<T> found = run(*open(random.network));
+            double worst = 0;
+            for (std::size_t i = 0; i < found.size; ++i) {
+                worst = std::fmax(worst, std::fabs(static_cast<double>(found.data[i]) - expected.data[i]));
+            }
+            expect(worst <= (sample == pcsr::Sample::real ? 1e-3 : 1), name + ": pixels are those of plain C++");
+        }
+    }
+}
+
+void test_backbone(const std::string& kind, int width) {
+    Random random;
+    random.backbone(kind, width);
+    random.heads({10}, {{6}, {20, 20}});
+    const std::unique_ptr<pcsr::Engine> plain = scalar::open(random.network);
+    if (*plain->no_backbone() != '\0') {
+        std::printf("not tested: %s\n", plain->no_backbone());
+        return;
+    }
+    const int sizes[][2] = {{1, 1}, {2, 3}, {7, 19}, {24, 37}, {5, 150}};
+    for (const auto& [h, w] : sizes) {
+        const Exact<float> lr = random_floats(static_cast<std::size_t>(3) * h * w);
+        const auto run = [&, h = h, w = w](const pcsr::Engine& engine, int threads) {
+            Exact<float> made(static_cast<std::size_t>(h) * w * random.network.row);
+            engine.tables(lr.data.get(), h, w, made.data.get(), threads);
+            return made;
+        };
+        const Exact<float> expected = run(*plain, 1);
+        for (const auto& [name, open] : others()) {
+            const std::unique_ptr<pcsr::Engine> engine = open(random.network);
+            const Exact<float> one = run(*engine, 1), three = run(*engine, 3);
+            const std::string where = name + ", " + kind + ": ";
+            expect(near(one, expected), where + "tables are those of plain C++");
+            expect(std::memcmp(one.data.get(), three.data.get(), one.size * sizeof(float)) == 0,
+                   where + "threads change no byte");
+        }
+    }
+}
+
+void test_refusals() {
+    const std::function<void(Random&)> spoils[] = {
+        [](Random& random) { random.network.weights.erase("upsampler_1.layer1.weight"); },
+        [](Random& random) { random.network.weights["upsampler_1.layer1.bias"].shape = {4}; },
+        [](Random& random) { random.network.heads.resize(2); },
+    };
+    for (const auto& spoil : spoils) {
+        Random random;
+        random.network.width = 8;
+        random.heads({3}, {{5}, {7}});
+        spoil(random);
+        bool refused = false;
+        try {
+            scalar::open(random.network);
+        } catch (const std::invalid_argument&) {
+            refused = true;
+        }
+        expect(refused, "a network that contradicts itself is refused");
+    }
+}
+
+}  // namespace
+
+int main() {
+    test_heads({10, 10}, {{20, 20, 20}, {74, 74, 74, 74}});
+    test_heads({}, {{}, {}});
+    test_heads({7}, {{1}, {33, 2}});
+    test_heads({3}, {{6}, {10, 11}, {64, 40, 8}});
+    test_heads({16, 31}, {{17}, {}, {65, 9}, {300}});
+    for (const bool refined : {false, true}) {
+        for (const int channels : {1, 3, 4}) {
+            test_finish<std::uint8_t>(pcsr::Sample::byte, channels, refined);
+            test_finish<std::uint16_t>(pcsr::Sample::word, channels, refined);
+            test_finish<float>(pcsr::Sample::real, channels, refined);
+        }
+    }
+    test_backbone("carn", 52);
+    test_backbone("carn", 16);
+    test_backbone("fsrcnn", 48);
+    test_backbone("fsrcnn", 13);
+    test_backbone("srresnet", 24);
+    test_refusals();
+    if (failures == 0) std::printf("all right\n");
+    return failures == 0 ? 0 : 1;
+}

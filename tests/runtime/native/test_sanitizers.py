@@ -1,0 +1,22 @@
+"""The kernels' own test program under the address and undefined-behaviour sanitizers."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.slow
+def test_kernels_read_and_write_nothing_beyond_their_buffers() -> None:
+    assert shutil.which("make"), "make dev needs it too"
+    # A library that is loaded before the sanitizer's would end the program.
+    variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        ["make", "-j2", "sanitize"], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.stdout.endswith("all right\n")
