@@ -143,8 +143,8 @@ def test_golden_cases_of_the_authors_program_are_reproduced(
     np.testing.assert_array_equal(np.array(costs), np.array(golden.entry["cost_list"], dtype=np.float32))
     if golden.entry["adaptive"]:
         expected = (golden.entry["adm"]["threshold_prob"],)
-        # A pixel that rounding sends to the other cluster moves the means by its part of them.
-        tolerance = THRESHOLD_TOLERANCE + 1 / golden.classes.size
+        # Winograd's transforms round more: a pixel that they send to the other cluster moves the means by its part.
+        tolerance = THRESHOLD_TOLERANCE + (1 / golden.classes.size if backend == "native" else 0)
         assert result.decision.thresholds == pytest.approx(expected, abs=tolerance)
 
 
