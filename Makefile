@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer, gcc, make and a package index.
+# Needs Python 3.11 or newer, gcc and g++, make and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
