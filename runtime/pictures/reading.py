@@ -391,7 +391,8 @@ class PictureFile:
         except PictureError:
             raise
         except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
-            raise self._damaged(error) from error
+            # There is no part of it to be had: nothing is to be salvaged.
+            raise damaged(self._path, self._form, error, salvaging=True) from error
 
     def _damaged(self, error: Exception) -> PictureError:
         return damaged(self._path, self._form, error, salvaging=self._salvage)

@@ -31,7 +31,7 @@ def damaged(path: Path, form: str, error: Exception, *, salvaging: bool) -> Pict
         path: of the file.
         form: of `INPUT_LABELS`.
         error: of the decoder.
-        salvaging: what decodes was wanted already.
+        salvaging: what decodes was wanted already, or cannot be had.
     """
     why = reason(error)
     for pattern, instead in RARE.items():

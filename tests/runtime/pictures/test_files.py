@@ -458,3 +458,14 @@ def test_an_overlay_is_warm_where_heavy_and_looks_alike_at_any_depth(kind: str) 
     assert (red_over_blue[:, :40] < 0).all()
     assert np.abs(eight.astype(int) - sixteen).max() <= 1
     assert np.abs(eight.astype(int) - floating).max() <= 1
+
+
+def test_salvage_is_offered_only_where_it_can_do_something(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", PHOTO)
+    Image.fromarray(PHOTO).save(tmp_path / "a.bmp")
+    for name, offered in (("a.png", True), ("a.bmp", False)):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(PictureError) as caught:
+            read_picture(path)
+        assert ("--salvage" in str(caught.value)) == offered
