@@ -83,8 +83,15 @@ def _tile(rows: Axis, columns: Axis, core: Region, halo: int) -> Tile:
     top, bottom = np.searchsorted(rows.nearest, (core.top, core.bottom))
     left, right = np.searchsorted(columns.nearest, (core.left, core.right))
     hr = Region(int(top), int(bottom), int(left), int(right))
-    # Refinement looks one output pixel further, which at a scale of 1 or more is one input pixel at the most.
-    lr = core.grown(1, rows.lr, columns.lr)
+    # Refinement looks one output pixel further: at a scale of 1 or more one input pixel, and two where float32 skips
+    # one, as it does on axes of thousands of pixels that are hardly enlarged.
+    around = hr.grown(1, rows.hr, columns.hr)
+    lr = Region(
+        min(core.top, int(rows.nearest[around.top])),
+        max(core.bottom, int(rows.nearest[around.bottom - 1]) + 1),
+        min(core.left, int(columns.nearest[around.left])),
+        max(core.right, int(columns.nearest[around.right - 1]) + 1),
+    )
     return Tile(lr=lr, window=lr.grown(halo, rows.lr, columns.lr), hr=hr)
 
 

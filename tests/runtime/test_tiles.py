@@ -22,7 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pcsr.runtime import Result, Upscaler
 from pcsr.runtime.errors import MemoryLimitError
 from pcsr.runtime.geometry import axis, output_size
-from pcsr.runtime.tiling import Region
+from pcsr.runtime.tiling import Region, plan_tiles
 
 NEAR = 5e-5
 COLOUR_TOLERANCE = 2e-5
@@ -234,3 +234,16 @@ def test_tables_made_anew_between_sweeps_give_the_same_bytes_as_kept_ones(
     assert anew.image.tobytes() == kept.image.tobytes()
     assert anew.class_map.tobytes() == kept.class_map.tobytes()
     assert anew.decision == kept.decision
+
+
+def test_tiles_hold_what_refinement_looks_at_also_where_float32_skips_an_input_pixel() -> None:
+    rows, columns = axis(8000, 8001), axis(20, 20)
+    (skipped,) = np.flatnonzero(np.diff(rows.nearest) == 2)
+    edge = int(rows.nearest[skipped]) + 1
+    # Tiles that end right before the pixel that is skipped, and right behind it.
+    for side in (edge, edge + 1):
+        for tile in plan_tiles(rows, columns, side, halo=3):
+            seen = rows.nearest[max(tile.hr.top - 1, 0) : tile.hr.bottom + 1]
+            assert tile.lr.top <= seen.min()
+            assert seen.max() < tile.lr.bottom
+            assert tile.lr.bottom - tile.lr.top <= side + 3
