@@ -22,6 +22,8 @@ __all__ = ["RowPipe", "read_rows", "vips_format"]
 
 # Rows are fetched so many bytes at a time: enough for libvips to work in its own strides.
 FETCH_BYTES = 4 << 20
+# And handed on so many at a time: what is copied on the way stays in the cache.
+PIECE_BYTES = 1 << 20
 
 
 def vips_format(dtype: Any) -> str:
@@ -64,7 +66,7 @@ class RowPipe:
             limit: bytes of rows that may wait; `put` blocks while more do.
         """
         self._arrived = threading.Condition()
-        self._waiting: deque[bytes | memoryview] = deque()
+        self._waiting: deque[NDArray[np.uint8]] = deque()
         self._queued = 0
         self._limit = limit
         self._closed = False
@@ -73,7 +75,9 @@ class RowPipe:
         pixel = bands * np.dtype(dtype).itemsize
         # Signature and header: grey, 8 bits, so wide that a row holds the bytes of w pixels.
         header = struct.pack(">IIBBBBB", w * pixel, h, 8, 0, 0, 0, 0)
-        self._queue(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header))
+        # Of the stream, for the thread that takes: what libvips has not fetched yet, and whether it is the last.
+        self._ready, self._at = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header), 0
+        self._ended = False
         self._pixel, self._samples = pixel, {"format": vips_format(dtype), "bands": bands}
 
     def image(self) -> Any:
@@ -90,23 +94,27 @@ class RowPipe:
         return image.copy(**self._samples)
 
     def put(self, rows: NDArray[Any]) -> None:
-        """Add rows, (n, w) or (n, w, bands) of the promised type; they may be overwritten afterwards.
+        """Add rows, (n, w) or (n, w, bands) of the promised type, which must not change until they were taken.
 
         Waits while as many bytes wait as may. After `abandon` nothing happens.
         """
         lines = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-        # Each row of a PNG begins with the number of its filter.
-        filtered = np.zeros((len(rows), lines.shape[1] + 1), np.uint8)
-        filtered[:, 1:] = lines
-        self._append(self._deflate.compress(filtered.data))
+        step = max(1, PIECE_BYTES // lines.shape[1])
+        for top in range(0, len(lines), step):
+            piece = lines[top : top + step]
+            with self._arrived:
+                # What is larger than the limit goes through alone.
+                while self._queued and self._queued + piece.nbytes > self._limit and not self._abandoned:
+                    self._arrived.wait()
+                if self._abandoned:
+                    return
+                self._waiting.append(piece)
+                self._queued += piece.nbytes
+                self._arrived.notify_all()
 
     def close(self) -> None:
         """No more rows come; once is enough."""
-        if self._closed:
-            return
-        self._append(self._deflate.flush())
         with self._arrived:
-            self._queue(chunk(b"IEND", b""))
             self._closed = True
             self._arrived.notify_all()
 
@@ -117,34 +125,30 @@ class RowPipe:
             self._waiting.clear()
             self._arrived.notify_all()
 
-    def _append(self, data: bytes) -> None:
-        if not data:
-            return
-        part = chunk(b"IDAT", data)
-        with self._arrived:
-            # What is larger than the limit goes through alone.
-            self._arrived.wait_for(
-                lambda: self._queued + len(part) <= self._limit or not self._queued or self._abandoned
-            )
-            if self._abandoned:
-                return
-            self._queue(part)
-            self._arrived.notify_all()
+    def _read(self, size: int) -> bytes:
+        """Called by libvips for the next bytes, at most so many (4096, as it is); none: the stream has ended."""
+        while self._at == len(self._ready) and not self._abandoned and not self._ended:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._waiting or self._closed or self._abandoned)
+                piece = self._waiting.popleft() if self._waiting else None
+                if piece is not None:
+                    self._queued -= piece.nbytes
+                self._arrived.notify_all()
+            # Without the lock: who puts must not wait for this.
+            self._ready, self._at = self._last() if piece is None else self._wrapped(piece), 0
+        if self._abandoned:
+            return b""
+        start, self._at = self._at, min(self._at + size, len(self._ready))
+        return self._ready[start : self._at]
 
-    def _queue(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._queued += len(data)
+    def _wrapped(self, lines: NDArray[np.uint8]) -> bytes:
+        """Rows in the form of the stream; nothing as long as there is too little of them."""
+        # Each row of a PNG begins with the number of its filter.
+        filtered = np.zeros((len(lines), lines.shape[1] + 1), np.uint8)
+        filtered[:, 1:] = lines
+        data = self._deflate.compress(filtered.data)
+        return chunk(b"IDAT", data) if data else b""
 
-    def _read(self, size: int) -> bytes | memoryview:
-        """Called by libvips for the next bytes, at most so many; none: the stream has ended."""
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._closed or self._abandoned)
-            if not self._waiting:
-                return b""
-            first = memoryview(self._waiting.popleft())
-            if len(first) > size:
-                self._waiting.appendleft(first[size:])
-            taken = first[:size]
-            self._queued -= len(taken)
-            self._arrived.notify_all()
-        return bytes(taken)
+    def _last(self) -> bytes:
+        self._ended = True
+        return chunk(b"IDAT", self._deflate.flush()) + chunk(b"IEND", b"")

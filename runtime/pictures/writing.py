@@ -209,7 +209,7 @@ class PictureWriter:
         self._thread.start()
 
     def put(self, rows: NDArray[Any]) -> None:
-        """Add rows below the ones before: (n, W) or (n, W, channels).
+        """Add rows below the ones before: (n, W) or (n, W, channels), which must not change until `finish`.
 
         Raises:
             PictureError: writing has failed already.

@@ -163,6 +163,7 @@ def test_three_hundred_pictures_need_no_more_memory_than_thirty(
     assert done.returncode == 0, done.stderr
     told = (line.split()[1:] for line in done.stderr.splitlines() if line.startswith("resident "))
     resident = {int(count): int(size) for count, size in told}
-    # Freed memory is kept in pieces until all kinds of pictures have been seen; from then on nothing grows.
-    assert resident[300] < 1.1 * resident[30], resident
-    assert resident[300] == pytest.approx(resident[100], rel=0.05), resident
+    # Freed memory is kept in pieces until all kinds of pictures have been seen; from then on nothing grows. Readings of
+    # one run differ by 4 MB; a picture that were kept would be 75 kB a time, 15 MB in all.
+    assert resident[300] < 1.15 * resident[30], resident
+    assert resident[300] - resident[100] < 10_000_000, resident
