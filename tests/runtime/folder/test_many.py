@@ -174,8 +174,15 @@ def test_three_hundred_pictures_need_no_more_memory_than_thirty(
     for folder, count in zip(folders, (30, 70, 200), strict=True):
         make_mixed(folder, photo, count, largest=160)
     command = [sys.executable, "-c", MEASURE, small_bundle, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
-    assert done.returncode == 0, done.stderr
-    resident = dict(zip((30, 100, 300), json.loads(done.stdout), strict=True))
-    assert resident[300] < 1.1 * resident[30], resident
-    assert resident[300] == pytest.approx(resident[100], rel=0.05), resident
+    # What an allocator happens to keep can only add to a reading, while pictures that are kept show in every one.
+    readings = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+        assert done.returncode == 0, done.stderr
+        readings.append(json.loads(done.stdout))
+        after_30, after_100, after_300 = readings[-1]
+        if after_300 < 1.1 * after_30 and after_300 == pytest.approx(after_100, rel=0.05):
+            return
+        for folder in folders:
+            shutil.rmtree(f"{folder}-out")
+    pytest.fail(f"resident after 30, 100 and 300 pictures: {readings}")
