@@ -8,19 +8,80 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Distribution", "Map", "Values", "rounded_up"]
+__all__ = ["BINS", "Bins", "Distribution", "Map", "NumpyPasses", "Passes", "Values", "rounded_up"]
 
-BINS = 1 << 16
+# Counts and sums of as many stay in the second-level cache of any processor.
+BINS = 1 << 14
 # Spans of the values that are worked on at once: small enough to stay in cache.
 SPAN = 1 << 18
 
 Values = NDArray[np.float32]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """`BINS` equal parts of a range; a value lies in bin floor((value - low) * factor), the last at the most.
+
+    One expression for values and thresholds alike, in float64 and monotone in its argument, so that a value below
+    a threshold never lies in a later bin.
+
+    Attributes:
+        low: where the range begins; no value is less.
+        factor: bins in a unit.
+    """
+
+    low: float
+    factor: float
+
+    def of(self, value: float) -> int:
+        """The bin of a value, or of a threshold anywhere."""
+        return int(min(max((float(value) - self.low) * self.factor, 0), BINS - 1))
+
+
+class Passes(Protocol):
+    """The work on a span of values. Safe to call from several threads."""
+
+    def extremes(self, values: Values) -> tuple[float, float]:
+        """The least and the greatest value."""
+
+    def histogram(self, values: Values, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Of each bin how many values it has, and their sum."""
+
+    def inside(self, values: Values, bins: Bins, wanted: NDArray[np.bool_]) -> Values:
+        """The values whose bins are wanted, in their order."""
+
+
+class NumpyPasses:
+    """The reference, for any backend."""
+
+    def extremes(self, values: Values) -> tuple[float, float]:
+        """As `Passes` says."""
+        return float(values.min()), float(values.max())
+
+    def histogram(self, values: Values, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """As `Passes` says."""
+        index = _bins_of(values, bins)
+        sums = np.bincount(index, weights=values, minlength=BINS).astype(np.float64, copy=False)
+        return np.bincount(index, minlength=BINS).astype(np.int64, copy=False), sums
+
+    def inside(self, values: Values, bins: Bins, wanted: NDArray[np.bool_]) -> Values:
+        """As `Passes` says."""
+        found: Values = values[wanted[_bins_of(values, bins)]]
+        return found
+
+
+def _bins_of(values: Values, bins: Bins) -> NDArray[np.intp]:
+    offset = values.astype(np.float64)
+    offset -= bins.low
+    offset *= bins.factor
+    return np.minimum(offset.astype(np.intp), BINS - 1)
 
 
 class Map(Protocol):
@@ -33,17 +94,17 @@ class Map(Protocol):
 class Distribution:
     """Counts and sums below any value, from a histogram and the values of its bins that were asked for."""
 
-    def __init__(self, values: Values, map_spans: Map) -> None:
+    def __init__(self, values: Values, map_spans: Map, passes: Passes) -> None:
         self._spans = [values[a : a + SPAN] for a in range(0, values.size, SPAN)]
-        self._map = map_spans
-        extremes = list(map_spans(lambda span: (float(span.min()), float(span.max())), self._spans))
+        self._map, self._passes = map_spans, passes
+        extremes = list(map_spans(passes.extremes, self._spans))
         self.low = min(low for low, _ in extremes)
         self.high = max(high for _, high in extremes)
         self.size = values.size
-        self._factor = BINS / (self.high - self.low) if self.high > self.low else 0.0
+        self._bins = Bins(self.low, BINS / (self.high - self.low) if self.high > self.low else 0.0)
         counts = np.zeros(BINS, dtype=np.int64)
         sums = np.zeros(BINS)
-        for count, total in map_spans(self._histogram, self._spans):
+        for count, total in map_spans(lambda span: passes.histogram(span, self._bins), self._spans):
             counts += count
             sums += total
         self._counts = counts
@@ -52,25 +113,9 @@ class Distribution:
         self.total = float(self._sums_below[-1])
         self._inside: dict[int, tuple[Values, NDArray[np.float64]]] = {}
 
-    def _bin(self, span: Values) -> NDArray[np.intp]:
-        # One expression for values and thresholds alike, monotone in its argument, so a value below a
-        # threshold never lies in a later bin.
-        offset = span.astype(np.float64)
-        offset -= self.low
-        offset *= self._factor
-        return np.minimum(offset.astype(np.intp), BINS - 1)
-
-    def _bin_of(self, value: float) -> int:
-        return int(min(max((float(value) - self.low) * self._factor, 0), BINS - 1))
-
-    def _histogram(self, span: Values) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        index = self._bin(span)
-        sums = np.bincount(index, weights=span, minlength=BINS).astype(np.float64, copy=False)
-        return np.bincount(index, minlength=BINS), sums
-
     def fetch_near(self, thresholds: Iterable[float]) -> None:
         """Make known, in one pass over all values, those in the bins of these thresholds and in the bins beside."""
-        inner = {self._bin_of(threshold) for threshold in thresholds if self.low < threshold <= self.high}
+        inner = {self._bins.of(threshold) for threshold in thresholds if self.low < threshold <= self.high}
         self._fetch({b + beside for b in inner for beside in (-1, 0, 1)})
 
     def _fetch(self, wanted_bins: Iterable[int]) -> None:
@@ -79,17 +124,18 @@ class Distribution:
             return
         wanted = np.zeros(BINS, dtype=bool)
         wanted[bins] = True
-        found = np.concatenate(list(self._map(lambda span: span[wanted[self._bin(span)]], self._spans)))
+        parts = self._map(lambda span: self._passes.inside(span, self._bins, wanted), self._spans)
+        found = np.concatenate(list(parts))
         found.sort()
         # In order of value the bins are in order too.
         for b in bins:
-            first, end = (bisect.bisect_left(found, at, key=self._bin_of) for at in (b, b + 1))
+            first, end = (bisect.bisect_left(found, at, key=self._bins.of) for at in (b, b + 1))
             inside = found[first:end]
             self._inside[b] = inside, np.concatenate([[0.0], np.cumsum(inside, dtype=np.float64)])
 
     def below(self, threshold: float) -> tuple[int, float, bool]:
         """Count and sum of the values below a threshold, and whether they are exact."""
-        b = self._bin_of(threshold)
+        b = self._bins.of(threshold)
         count, total = int(self._counts_below[b]), float(self._sums_below[b])
         if b not in self._inside:
             return count, total, not self._counts[b]

@@ -289,11 +289,12 @@ class Inference:
 
     def _decide_by_picture(self) -> Decision:
         started = time.perf_counter()
-        values, budget, spread = self.difficulty.reshape(-1), self.options.budget, self.resources.pool.map
+        values, budget = self.difficulty.reshape(-1), self.options.budget
+        spread, passes = self.resources.pool.map, self.backend.passes
         if budget is None:
-            thresholds = adaptive_thresholds(values, self.manifest.classes, map_spans=spread)
+            thresholds = adaptive_thresholds(values, self.manifest.classes, map_spans=spread, passes=passes)
         else:
-            thresholds = budget_thresholds(values, budget, steps=self.steps, map_spans=spread)
+            thresholds = budget_thresholds(values, budget, steps=self.steps, map_spans=spread, passes=passes)
         self.classes = lambda _, region: classes_by_thresholds(
             self.difficulty[region.top : region.bottom, region.left : region.right], thresholds
         )

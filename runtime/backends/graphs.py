@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch, finish
+from pcsr.runtime.distribution import NumpyPasses, Passes
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.terms import Terms, terms
@@ -74,6 +75,7 @@ class GraphBackend:
         self._graphs = dict(graphs)
         self._path = bundle.path
         self._channels = bundle.manifest.table_channels
+        self.passes: Passes = NumpyPasses()
         self.table_bytes = sum(self._channels) * (4 if precision == "fp32" else 2)
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.compose import Patch
+from pcsr.runtime.distribution import Passes
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
@@ -51,6 +52,8 @@ class Backend(Protocol):
     """Working memory of all that is done to a block, per output pixel of it."""
     table_bytes: int
     """Bytes of the tables, per input pixel of a window."""
+    passes: Passes
+    """What counts difficulties."""
 
     def place(self, rows: Axis, columns: Axis) -> Any:
         """What depends on the geometry of a picture alone, made once per picture and handed back below."""

@@ -32,7 +32,7 @@ __all__ = [
     "region_structure",
 ]
 
-ABI = 2
+ABI = 3
 # Of calls; 0 is success.
 NO_MEMORY, NOT_FINITE = 1, 3
 MESSAGE_BYTES = 512
@@ -143,7 +143,9 @@ class PlaceArrays:
 
 def declare(library: ctypes.CDLL) -> None:
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32
+    size, real = ctypes.c_int64, ctypes.c_double
     where = [pointer] * 4
+    values = [pointer, pointer, size, real, real, number]
     arguments = {
         "pcsr_instruction_sets": [text, ctypes.c_size_t],
         "pcsr_open": [text, pointer, pointer, pointer, text],
@@ -153,6 +155,9 @@ def declare(library: ctypes.CDLL) -> None:
         "pcsr_probabilities": [*where, pointer, text],
         "pcsr_residuals": [*where, pointer, pointer, text],
         "pcsr_finish": [pointer, pointer, pointer, pointer, text],
+        "pcsr_extremes": [pointer, pointer, size, pointer, text],
+        "pcsr_histogram": [*values, pointer, pointer, text],
+        "pcsr_inside": [*values, pointer, pointer, pointer, text],
     }
     for name, types in arguments.items():
         getattr(library, name).argtypes = types

@@ -11,6 +11,7 @@ from pcsr.runtime.backends.graphs import Run
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch
+from pcsr.runtime.distribution import Passes
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.native.abi import PlaceArrays
@@ -60,6 +61,7 @@ class NativeBackend:
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         self._engine = library.open(bundle.manifest, weights)
         self.table_bytes = 4 * self._engine.row
+        self.passes: Passes = self._engine
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
 
     def place(self, rows: Axis, columns: Axis) -> PlaceArrays:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.compose import Patch, read_for
+from pcsr.runtime.distribution import BINS, Bins
 from pcsr.runtime.errors import BackendError, ClosedError, MemoryLimitError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import Manifest
 from pcsr.runtime.native.abi import (
@@ -106,6 +107,26 @@ class Engine:
             patch.out.strides[0],
         )
         self._call("pcsr_finish", ctypes.byref(made), residual.ctypes.data, classes.ctypes.data)
+
+    def extremes(self, values: Float) -> tuple[float, float]:
+        """The least and the greatest value."""
+        found = np.empty(2, dtype=np.float32)
+        self._call("pcsr_extremes", values.ctypes.data, values.size, found.ctypes.data)
+        return float(found[0]), float(found[1])
+
+    def histogram(self, values: Float, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Of each bin how many values it has, and their sum."""
+        counts, sums = np.zeros(BINS, dtype=np.int64), np.zeros(BINS)
+        self._call("pcsr_histogram", *_binned(values, bins), counts.ctypes.data, sums.ctypes.data)
+        return counts, sums
+
+    def inside(self, values: Float, bins: Bins, wanted: NDArray[np.bool_]) -> Float:
+        """The values whose bins are wanted, in their order."""
+        found, n = np.empty_like(values), ctypes.c_int64()
+        self._call(
+            "pcsr_inside", *_binned(values, bins), wanted.ctypes.data, found.ctypes.data, ctypes.byref(n)
+        )
+        return found[: n.value]
 
     def close(self) -> None:
         """Release it; no call may be under way."""
@@ -231,6 +252,10 @@ def open_library() -> Library:
         )
     declare(library)
     return Library(library, os.environ.get(INSTRUCTION_SET) or None)
+
+
+def _binned(values: Float, bins: Bins) -> tuple[int, int, float, float, int]:
+    return values.ctypes.data, values.size, bins.low, bins.factor, BINS
 
 
 def _checked(function: Any, *arguments: Any) -> bool:

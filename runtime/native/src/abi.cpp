@@ -13,7 +13,7 @@
 #include "engine.hpp"
 #include "network.hpp"
 
-#define PCSR_ABI 2
+#define PCSR_ABI 3
 #define PCSR_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -179,6 +179,30 @@ PCSR_EXPORT int pcsr_finish(const void* engine, const pcsr::Patch* patch, float*
                             char* message) {
     return guarded(message, [&] {
         static_cast<const pcsr::Engine*>(engine)->finish(*patch, residual, classes);
+        return kDone;
+    });
+}
+
+PCSR_EXPORT int pcsr_extremes(const void* engine, const float* values, std::int64_t n, float* found, char* message) {
+    return guarded(message, [&] {
+        static_cast<const pcsr::Engine*>(engine)->extremes(values, n, found);
+        return kDone;
+    });
+}
+
+PCSR_EXPORT int pcsr_histogram(const void* engine, const float* values, std::int64_t n, double low, double factor,
+                               std::int32_t bins, std::int64_t* counts, double* sums, char* message) {
+    return guarded(message, [&] {
+        static_cast<const pcsr::Engine*>(engine)->histogram(values, n, {low, factor, bins}, counts, sums);
+        return kDone;
+    });
+}
+
+PCSR_EXPORT int pcsr_inside(const void* engine, const float* values, std::int64_t n, double low, double factor,
+                            std::int32_t bins, const std::uint8_t* wanted, float* found, std::int64_t* count,
+                            char* message) {
+    return guarded(message, [&] {
+        *count = static_cast<const pcsr::Engine*>(engine)->inside(values, n, {low, factor, bins}, wanted, found);
         return kDone;
     });
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "backbone.hpp"
+#include "distribution.hpp"
 #include "finish.hpp"
 #include "heads.hpp"
 
@@ -39,6 +40,20 @@ class Network final : public pcsr::Engine {
 
     void finish(const pcsr::Patch& patch, float* residual, const std::uint8_t* classes) const override {
         PCSR_ISA::finish(patch, residual, classes);
+    }
+
+    void extremes(const float* values, std::int64_t n, float* found) const override {
+        PCSR_ISA::extremes(values, n, found);
+    }
+
+    void histogram(const float* values, std::int64_t n, const pcsr::Bins& bins, std::int64_t* counts,
+                   double* sums) const override {
+        PCSR_ISA::histogram(values, n, bins, counts, sums);
+    }
+
+    std::int64_t inside(const float* values, std::int64_t n, const pcsr::Bins& bins, const std::uint8_t* wanted,
+                        float* found) const override {
+        return PCSR_ISA::inside(values, n, bins, wanted, found);
     }
 
    private:

@@ -58,6 +58,12 @@ struct Patch {
     std::int64_t out_stride;
 };
 
+// Equal parts of a range; see Bins in distribution.py. No value is below the range.
+struct Bins {
+    double low, factor;
+    std::int32_t count;
+};
+
 class Engine {
    public:
     virtual ~Engine() = default;
@@ -76,6 +82,16 @@ class Engine {
 
     // residual: (rows, 3, columns) of the patch's region, overwritten; classes: (rows, columns).
     virtual void finish(const Patch&, float* residual, const std::uint8_t* classes) const = 0;
+
+    // found: the least and the greatest of n values, one or more.
+    virtual void extremes(const float* values, std::int64_t n, float* found) const = 0;
+
+    // To counts and sums of the bins, those of n values are added, in the order of the values.
+    virtual void histogram(const float* values, std::int64_t n, const Bins&, std::int64_t* counts, double* sums) const = 0;
+
+    // found: room for n; those whose bins are wanted. Returns how many.
+    virtual std::int64_t inside(const float* values, std::int64_t n, const Bins&, const std::uint8_t* wanted,
+                                float* found) const = 0;
 };
 
 }  // namespace pcsr

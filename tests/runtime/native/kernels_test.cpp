@@ -278,6 +278,36 @@ void test_finish(pcsr::Sample sample, int channels, bool refined) {
     }
 }
 
+void test_passes() {
+    Random random;
+    random.network.width = 8;
+    random.network.backbone = "none";
+    random.heads({3}, {{5}, {7}});
+    for (const std::int64_t n : {1, 7, 16, 17, 255, 256, 257, 1000}) {
+        const Exact<float> values = random_floats(n);
+        const pcsr::Bins bins{-1.0, 8.0, 16};
+        Exact<std::uint8_t> wanted(bins.count);
+        for (int i = 0; i < bins.count; ++i) wanted.data[i] = i % 3 == 0;
+        for (const auto& [name, open] : others()) {
+            const std::unique_ptr<pcsr::Engine> engine = open(random.network);
+            Exact<float> extremes(2), inside(n);
+            Exact<std::int64_t> counts(bins.count);
+            Exact<double> sums(bins.count);
+            engine->extremes(values.data.get(), n, extremes.data.get());
+            engine->histogram(values.data.get(), n, bins, counts.data.get(), sums.data.get());
+            const std::int64_t found = engine->inside(values.data.get(), n, bins, wanted.data.get(), inside.data.get());
+            std::int64_t among = 0, all = 0;
+            for (int i = 0; i < bins.count; ++i) {
+                all += counts.data[i];
+                if (wanted.data[i]) among += counts.data[i];
+            }
+            const auto [low, high] = std::minmax_element(values.data.get(), values.data.get() + n);
+            expect(extremes.data[0] == *low && extremes.data[1] == *high, name + ": extremes");
+            expect(all == n && found == among, name + ": every value is counted once, and found where wanted");
+        }
+    }
+}
+
 void test_backbone(const std::string& kind, int width) {
     Random random;
     random.backbone(kind, width);
@@ -343,6 +373,7 @@ int main() {
             test_finish<float>(pcsr::Sample::real, channels, refined);
         }
     }
+    test_passes();
     test_backbone("carn", 52);
     test_backbone("carn", 16);
     test_backbone("fsrcnn", 48);
