@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.distribution import Distribution, Map, NumpyPasses, Passes, Values, rounded_up
+from pcsr.runtime.distribution import Distribution, NumpyPasses, Passes, Values, rounded_up
 from pcsr.runtime.errors import OptionError
 
 __all__ = [
@@ -103,9 +103,7 @@ def argmax_weights(k: float, costs: Sequence[np.float32]) -> NDArray[np.float32]
     return weight
 
 
-def adaptive_thresholds(
-    values: Values, classes: int, *, map_spans: Map = map, passes: Passes = IN_NUMPY
-) -> Thresholds:
+def adaptive_thresholds(values: Values, classes: int, *, passes: Passes = IN_NUMPY) -> Thresholds:
     """The paper's adaptive decision making: M-means on the picture's difficulties, for M classes.
 
     The published program has two classes and starts its k-means with the single centroid 0.5, so that the first
@@ -117,10 +115,9 @@ def adaptive_thresholds(
     Args:
         values: (n,) float32 difficulties.
         classes: M, 2 or more.
-        map_spans: a `map` to spread the passes over threads.
-        passes: what does them.
+        passes: what works on all values.
     """
-    spread = Distribution(values, map_spans, passes)
+    spread = Distribution(values, passes)
     width = spread.high - spread.low
     if not width > 0:
         return (ALL_LIGHT,) * (classes - 1)
@@ -206,12 +203,7 @@ def budget_counts(n: int, budget: float, steps: Sequence[int]) -> tuple[int, ...
 
 
 def budget_thresholds(
-    values: Values,
-    budget: float,
-    *,
-    steps: Sequence[int],
-    map_spans: Map = map,
-    passes: Passes = IN_NUMPY,
+    values: Values, budget: float, *, steps: Sequence[int], passes: Passes = IN_NUMPY
 ) -> Thresholds:
     """Thresholds that spend a share of the adjustable cost, as nearly as ties allow.
 
@@ -219,8 +211,7 @@ def budget_thresholds(
         values: (n,) float32 difficulties.
         budget: the share, 0 (all pixels light) to 1 (all in the heaviest class).
         steps: of `cost_steps`.
-        map_spans: a `map` to spread the passes over threads.
-        passes: what does them.
+        passes: what works on all values.
 
     Returns:
         A threshold that as many pixels reach as `budget_counts` says, `ALL_LIGHT` for none. All pixels tied at a
@@ -230,7 +221,7 @@ def budget_thresholds(
     counts = budget_counts(n, budget, steps)
     if not any(counts):
         return (ALL_LIGHT,) * len(steps)
-    found = iter(Distribution(values, map_spans, passes).at_ranks([n - count for count in counts if count]))
+    found = iter(Distribution(values, passes).at_ranks([n - count for count in counts if count]))
     thresholds = []
     for count in counts:
         if not count:

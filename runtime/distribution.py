@@ -6,19 +6,18 @@ matter are fetched in a further pass, so the result is that of arithmetic on the
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BINS", "Bins", "Distribution", "Map", "NumpyPasses", "Passes", "Values", "rounded_up"]
+__all__ = ["BINS", "Bins", "Distribution", "NumpyPasses", "Passes", "Spread", "Values", "rounded_up"]
 
 # Counts and sums of as many stay in the second-level cache of any processor.
 BINS = 1 << 14
-# Spans of the values that are worked on at once: small enough to stay in cache.
+# Values that NumPy works on at once: small enough to stay in cache.
 SPAN = 1 << 18
 
 Values = NDArray[np.float32]
@@ -46,7 +45,7 @@ class Bins:
 
 
 class Passes(Protocol):
-    """The work on a span of values. Safe to call from several threads."""
+    """The work on all values. The same values give the same results, whatever the number of threads."""
 
     def extremes(self, values: Values) -> tuple[float, float]:
         """The least and the greatest value."""
@@ -54,27 +53,51 @@ class Passes(Protocol):
     def histogram(self, values: Values, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Of each bin how many values it has, and their sum."""
 
-    def inside(self, values: Values, bins: Bins, wanted: NDArray[np.bool_]) -> Values:
-        """The values whose bins are wanted, in their order."""
+    def inside(self, values: Values, bins: Bins, wanted: NDArray[np.bool_], size: int) -> Values:
+        """The values whose bins are wanted, in any order; there are `size` of them."""
+
+
+class Spread(Protocol):
+    """Like `map`; that of a pool of threads works side by side."""
+
+    def __call__(self, work: Callable[[Values], T], spans: Iterable[Values], /) -> Iterable[T]:
+        """Results in order."""
 
 
 class NumpyPasses:
     """The reference, for any backend."""
 
+    def __init__(self, spread: Spread = map) -> None:
+        """Spread spans of the values by a `map`."""
+        self._spread = spread
+
     def extremes(self, values: Values) -> tuple[float, float]:
         """As `Passes` says."""
-        return float(values.min()), float(values.max())
+        found = list(self._spread(lambda span: (float(span.min()), float(span.max())), _spans(values)))
+        return min(low for low, _ in found), max(high for _, high in found)
 
     def histogram(self, values: Values, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """As `Passes` says."""
-        index = _bins_of(values, bins)
-        sums = np.bincount(index, weights=values, minlength=BINS).astype(np.float64, copy=False)
-        return np.bincount(index, minlength=BINS).astype(np.int64, copy=False), sums
 
-    def inside(self, values: Values, bins: Bins, wanted: NDArray[np.bool_]) -> Values:
+        def of_span(span: Values) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+            index = _bins_of(span, bins)
+            sums = np.bincount(index, weights=span, minlength=BINS)
+            return np.bincount(index, minlength=BINS), sums.astype(np.float64, copy=False)
+
+        counts, sums = np.zeros(BINS, dtype=np.int64), np.zeros(BINS)
+        for count, total in self._spread(of_span, _spans(values)):
+            counts += count
+            sums += total
+        return counts, sums
+
+    def inside(self, values: Values, bins: Bins, wanted: NDArray[np.bool_], size: int) -> Values:
         """As `Passes` says."""
-        found: Values = values[wanted[_bins_of(values, bins)]]
-        return found
+        found = self._spread(lambda span: span[wanted[_bins_of(span, bins)]], _spans(values))
+        return np.concatenate(list(found))
+
+
+def _spans(values: Values) -> list[Values]:
+    return [values[first : first + SPAN] for first in range(0, values.size, SPAN)]
 
 
 def _bins_of(values: Values, bins: Bins) -> NDArray[np.intp]:
@@ -84,64 +107,51 @@ def _bins_of(values: Values, bins: Bins) -> NDArray[np.intp]:
     return np.minimum(offset.astype(np.intp), BINS - 1)
 
 
-class Map(Protocol):
-    """Like `map`, to spread passes over threads; the upscaler passes its worker pool's."""
-
-    def __call__(self, work: Callable[[Values], T], spans: Iterable[Values], /) -> Iterable[T]:
-        """Results in order."""
-
-
 class Distribution:
     """Counts and sums below any value, from a histogram and the values of its bins that were asked for."""
 
-    def __init__(self, values: Values, map_spans: Map, passes: Passes) -> None:
-        self._spans = [values[a : a + SPAN] for a in range(0, values.size, SPAN)]
-        self._map, self._passes = map_spans, passes
-        extremes = list(map_spans(passes.extremes, self._spans))
-        self.low = min(low for low, _ in extremes)
-        self.high = max(high for _, high in extremes)
+    def __init__(self, values: Values, passes: Passes) -> None:
+        self._values, self._passes = values, passes
+        self.low, self.high = passes.extremes(values)
         self.size = values.size
         self._bins = Bins(self.low, BINS / (self.high - self.low) if self.high > self.low else 0.0)
-        counts = np.zeros(BINS, dtype=np.int64)
-        sums = np.zeros(BINS)
-        for count, total in map_spans(lambda span: passes.histogram(span, self._bins), self._spans):
-            counts += count
-            sums += total
-        self._counts = counts
-        self._counts_below = np.concatenate([[0], np.cumsum(counts)])
-        self._sums_below = np.concatenate([[0.0], np.cumsum(sums)])
+        self._counts, sums = passes.histogram(values, self._bins)
+        self._counts_below = _sums_before(self._counts)
+        self._sums_below = _sums_before(sums)
         self.total = float(self._sums_below[-1])
-        self._inside: dict[int, tuple[Values, NDArray[np.float64]]] = {}
+        # The values of the bins that were asked for, in ascending order, and so in the order of the bins.
+        self._known = np.zeros(BINS, dtype=bool)
+        self._take(np.empty(0, dtype=np.float32))
 
     def fetch_near(self, thresholds: Iterable[float]) -> None:
         """Make known, in one pass over all values, those in the bins of these thresholds and in the bins beside."""
         inner = {self._bins.of(threshold) for threshold in thresholds if self.low < threshold <= self.high}
-        self._fetch({b + beside for b in inner for beside in (-1, 0, 1)})
+        self._fetch([b + beside for b in inner for beside in (-1, 0, 1)])
 
-    def _fetch(self, wanted_bins: Iterable[int]) -> None:
-        bins = sorted(b for b in wanted_bins if 0 <= b < BINS and self._counts[b] and b not in self._inside)
-        if not bins:
-            return
+    def _fetch(self, asked: Sequence[int]) -> None:
         wanted = np.zeros(BINS, dtype=bool)
-        wanted[bins] = True
-        parts = self._map(lambda span: self._passes.inside(span, self._bins, wanted), self._spans)
-        found = np.concatenate(list(parts))
-        found.sort()
-        # In order of value the bins are in order too.
-        for b in bins:
-            first, end = (bisect.bisect_left(found, at, key=self._bins.of) for at in (b, b + 1))
-            inside = found[first:end]
-            self._inside[b] = inside, np.concatenate([[0.0], np.cumsum(inside, dtype=np.float64)])
+        wanted[np.clip(asked, 0, BINS - 1)] = True
+        wanted &= ~self._known
+        size = int(self._counts[wanted].sum())
+        self._known |= wanted
+        if size:
+            found = self._passes.inside(self._values, self._bins, wanted, size)
+            self._take(np.sort(np.concatenate([self._inside, found])))
+
+    def _take(self, inside: Values) -> None:
+        self._inside = inside
+        self._inside_sums = _sums_before(inside.astype(np.float64))
+        self._inside_before = _sums_before(np.where(self._known, self._counts, 0))
 
     def below(self, threshold: float) -> tuple[int, float, bool]:
         """Count and sum of the values below a threshold, and whether they are exact."""
         b = self._bins.of(threshold)
         count, total = int(self._counts_below[b]), float(self._sums_below[b])
-        if b not in self._inside:
+        if not self._known[b]:
             return count, total, not self._counts[b]
-        inside, sums = self._inside[b]
-        n = int(np.searchsorted(inside, rounded_up(threshold)))
-        return count + n, total + float(sums[n]), True
+        first = int(self._inside_before[b])
+        end = int(np.searchsorted(self._inside, rounded_up(threshold)))
+        return count + end - first, total + float(self._inside_sums[end] - self._inside_sums[first]), True
 
     def at_ranks(self, ranks: Sequence[int]) -> list[tuple[np.float32, int, int]]:
         """The values with so many others before them in ascending order.
@@ -154,15 +164,25 @@ class Distribution:
         """
         if not self.high > self.low:
             return [(np.float32(self.low), 0, self.size)] * len(ranks)
-        bins = [bisect.bisect_right(self._counts_below, rank) - 1 for rank in ranks]
-        self._fetch(set(bins))
+        bins = (np.searchsorted(self._counts_below, ranks, side="right") - 1).tolist()
+        self._fetch(bins)
         found = []
         for rank, b in zip(ranks, bins, strict=True):
-            (inside, _), before = self._inside[b], int(self._counts_below[b])
-            value = inside[rank - before]
-            first, end = (before + int(np.searchsorted(inside, value, side)) for side in ("left", "right"))
+            # From ranks among the values that are known to ranks among all.
+            shift = int(self._counts_below[b] - self._inside_before[b])
+            value = self._inside[rank - shift]
+            first, end = (
+                shift + int(np.searchsorted(self._inside, value, side)) for side in ("left", "right")
+            )
             found.append((value, first, end))
         return found
+
+
+def _sums_before(values: NDArray[Any]) -> NDArray[Any]:
+    """Of each value the sum of those before it, and the sum of all."""
+    sums = np.zeros(values.size + 1, dtype=values.dtype)
+    np.cumsum(values, out=sums[1:])
+    return sums
 
 
 def rounded_up(threshold: float) -> np.float32:

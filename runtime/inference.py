@@ -50,6 +50,12 @@ REFINED_BLOCKS = 4
 # ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
 ARENA_OVERHEAD = 1.2
 
+Classes = Callable[[Tables, Region], NDArray[np.uint8]]
+"""The (rows, columns) classes of an output region, by what has been decided.
+
+Never an attribute: it has the inference, which nobody would let go of but the cycle collector, some pictures later.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -149,8 +155,6 @@ class Inference:
         self.counts = np.zeros(self.manifest.classes, dtype=np.int64)
         # Refused before anything is computed.
         self.steps = () if options.budget is None else cost_steps(self.manifest.cost.flops.upsamplers)
-        # (rows, columns) classes of an output region; known once the rule has decided.
-        self.classes: Callable[[Tables, Region], NDArray[np.uint8]]
         sweeps = 1 if options.kind == "k" else 2
         self.progress = ShareDone(progress, h * w, sweeps * self.size[0] * self.size[1])
 
@@ -161,9 +165,9 @@ class Inference:
         if self.put is None:
             self._canvas(0, self.size[0])
         if self.options.kind == "k":
-            decision = self._decide_by_k()
+            decision, classes = self._decide_by_k()
             for tile in self._held(tiles):
-                self._paint(tile, self._tables(tile))
+                self._paint(tile, self._tables(tile), classes)
         else:
             self.difficulty = np.empty(self.size, dtype=np.float32)
             tables: list[Tables | None] = []
@@ -171,9 +175,9 @@ class Inference:
                 made = self._tables(tile)
                 self._survey(tile, made)
                 tables.append(made if kept else None)
-            decision = self._decide_by_picture()
+            decision, classes = self._decide_by_picture()
             for number, tile in enumerate(self._held(tiles)):
-                self._paint(tile, tables[number] or self._tables(tile))
+                self._paint(tile, tables[number] or self._tables(tile), classes)
                 tables[number] = None
         counts: list[int] = self.counts.tolist()
         return Account(
@@ -207,14 +211,14 @@ class Inference:
         self.image = np.empty((*shape, *self.picture.shape[2:]), dtype=self.picture.dtype)
         self.class_map = np.empty(shape, dtype=np.uint8)
 
-    def _paint(self, tile: Tile, tables: Tables) -> None:
+    def _paint(self, tile: Tile, tables: Tables, classes: Classes) -> None:
         """Colour a tile, and hand out the rows that it completes."""
         if self.put is None:
-            self._colour(tile, tables)
+            self._colour(tile, tables, classes)
             return
         if tile.hr.left == 0:
             self._canvas(tile.hr.top, tile.hr.bottom)
-        self._colour(tile, tables)
+        self._colour(tile, tables, classes)
         if tile.hr.right == self.size[1]:
             started = time.perf_counter()
             self.put(self.image, self.class_map)
@@ -274,32 +278,30 @@ class Inference:
         self.progress.add_input(window.pixels)
         return made
 
-    def _decide_by_k(self) -> Decision:
+    def _decide_by_k(self) -> tuple[Decision, Classes]:
         k = self.options.k or 0.0
         if self.manifest.classes > 2:
-            self.classes = lambda tables, region: classes_by_k(
+            return Decision("k", k, None), lambda tables, region: classes_by_k(
                 self._probabilities(tables, region), k, self.costs
             )
-            return Decision("k", k, None)
         thresholds = (threshold_by_k(k, self.costs),)
-        self.classes = lambda tables, region: classes_by_thresholds(
+        return Decision("k", k, tuple(map(float, thresholds))), lambda tables, region: classes_by_thresholds(
             difficulty(self._probabilities(tables, region)), thresholds
         )
-        return Decision("k", k, tuple(map(float, thresholds)))
 
-    def _decide_by_picture(self) -> Decision:
+    def _decide_by_picture(self) -> tuple[Decision, Classes]:
         started = time.perf_counter()
         values, budget = self.difficulty.reshape(-1), self.options.budget
-        spread, passes = self.resources.pool.map, self.backend.passes
+        passes = self.backend.passes(self.resources.pool.map)
         if budget is None:
-            thresholds = adaptive_thresholds(values, self.manifest.classes, map_spans=spread, passes=passes)
+            thresholds = adaptive_thresholds(values, self.manifest.classes, passes=passes)
         else:
-            thresholds = budget_thresholds(values, budget, steps=self.steps, map_spans=spread, passes=passes)
-        self.classes = lambda _, region: classes_by_thresholds(
+            thresholds = budget_thresholds(values, budget, steps=self.steps, passes=passes)
+        self._spent("decision", started, threads=1)
+        decision = Decision(self.options.kind, budget, tuple(map(float, thresholds)))
+        return decision, lambda _, region: classes_by_thresholds(
             self.difficulty[region.top : region.bottom, region.left : region.right], thresholds
         )
-        self._spent("decision", started, threads=1)
-        return Decision(self.options.kind, budget, tuple(map(float, thresholds)))
 
     def _survey(self, tile: Tile, tables: Tables) -> None:
         def survey(region: Region) -> Region:
@@ -315,12 +317,12 @@ class Inference:
         self._spent("classifier", started)
         return probability
 
-    def _colour(self, tile: Tile, tables: Tables) -> None:
+    def _colour(self, tile: Tile, tables: Tables, classes_of: Classes) -> None:
         margin = 1 if self.options.refine else 0
 
         def colour(inner: Region) -> Region:
             region = inner.grown(margin, *self.size)
-            classes = self.classes(tables, region)
+            classes = classes_of(tables, region)
             started = time.perf_counter()
             residual = self.backend.residuals(tables, self.place, region, classes)
             self._spent("upsamplers", started)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch, finish
-from pcsr.runtime.distribution import NumpyPasses, Passes
+from pcsr.runtime.distribution import NumpyPasses, Spread
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.terms import Terms, terms
@@ -75,7 +75,6 @@ class GraphBackend:
         self._graphs = dict(graphs)
         self._path = bundle.path
         self._channels = bundle.manifest.table_channels
-        self.passes: Passes = NumpyPasses()
         self.table_bytes = sum(self._channels) * (4 if precision == "fp32" else 2)
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]
@@ -119,6 +118,10 @@ class GraphBackend:
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """Compose in NumPy."""
         finish(residual, classes, patch)
+
+    def passes(self, spread: Spread) -> NumpyPasses:
+        """Count in NumPy."""
+        return NumpyPasses(spread)
 
     def _run(self, graph: str, feed: Mapping[str, NDArray[Any]], *shapes: Shape) -> Sequence[NDArray[Any]]:
         """Run a graph that is to give floating-point arrays of these shapes.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.compose import Patch
-from pcsr.runtime.distribution import Passes
+from pcsr.runtime.distribution import Passes, Spread
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
@@ -52,8 +52,6 @@ class Backend(Protocol):
     """Working memory of all that is done to a block, per output pixel of it."""
     table_bytes: int
     """Bytes of the tables, per input pixel of a window."""
-    passes: Passes
-    """What counts difficulties."""
 
     def place(self, rows: Axis, columns: Axis) -> Any:
         """What depends on the geometry of a picture alone, made once per picture and handed back below."""
@@ -88,6 +86,9 @@ class Backend(Protocol):
 
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """What `compose.finish` says."""
+
+    def passes(self, spread: Spread) -> Passes:
+        """What counts difficulties, on threads of its own or by a `map`."""
 
     def close(self) -> None:
         """Release what it holds."""

@@ -145,7 +145,7 @@ def declare(library: ctypes.CDLL) -> None:
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32
     size, real = ctypes.c_int64, ctypes.c_double
     where = [pointer] * 4
-    values = [pointer, pointer, size, real, real, number]
+    values = [pointer, pointer, size, real, real, number, number]
     arguments = {
         "pcsr_instruction_sets": [text, ctypes.c_size_t],
         "pcsr_open": [text, pointer, pointer, pointer, text],
@@ -157,7 +157,7 @@ def declare(library: ctypes.CDLL) -> None:
         "pcsr_finish": [pointer, pointer, pointer, pointer, text],
         "pcsr_extremes": [pointer, pointer, size, pointer, text],
         "pcsr_histogram": [*values, pointer, pointer, text],
-        "pcsr_inside": [*values, pointer, pointer, pointer, text],
+        "pcsr_inside": [*values, pointer, pointer, text],
     }
     for name, types in arguments.items():
         getattr(library, name).argtypes = types

@@ -11,11 +11,11 @@ from pcsr.runtime.backends.graphs import Run
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch
-from pcsr.runtime.distribution import Passes
+from pcsr.runtime.distribution import Spread
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.native.abi import PlaceArrays
-from pcsr.runtime.native.library import open_library
+from pcsr.runtime.native.library import NativePasses, open_library
 from pcsr.runtime.terms import terms
 from pcsr.runtime.tiling import Region
 
@@ -61,7 +61,6 @@ class NativeBackend:
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         self._engine = library.open(bundle.manifest, weights)
         self.table_bytes = 4 * self._engine.row
-        self.passes: Passes = self._engine
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
 
     def place(self, rows: Axis, columns: Axis) -> PlaceArrays:
@@ -112,6 +111,10 @@ class NativeBackend:
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """Compose by kernels."""
         self._engine.finish(residual, np.ascontiguousarray(classes), patch)
+
+    def passes(self, spread: Spread) -> NativePasses:
+        """Count by kernels, on as many threads as the backbone."""
+        return NativePasses(self._engine, self._threads)
 
     def close(self) -> None:
         """Let go of the network."""

@@ -38,7 +38,7 @@ from pcsr.runtime.native.abi import (
 )
 from pcsr.runtime.tiling import Region
 
-__all__ = ["INSTRUCTION_SET", "Engine", "Library", "open_library"]
+__all__ = ["INSTRUCTION_SET", "Engine", "Library", "NativePasses", "open_library"]
 
 PATH = Path(__file__).parent / "kernels.so"
 # Names the instruction set to use in place of the best: for tests and comparisons.
@@ -65,13 +65,13 @@ class Engine:
     def tables(self, lr: Float, out: Float, threads: int) -> None:
         """Run the backbone on a (3, h, w) picture into (h, w, row) tables."""
         _, h, w = lr.shape
-        self._call("pcsr_tables", lr.ctypes.data, h, w, out.ctypes.data, threads)
+        self.call("pcsr_tables", lr.ctypes.data, h, w, out.ctypes.data, threads)
 
     def probabilities(
         self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float
     ) -> bool:
         """Run the classifier on an output region, into (rows, P, columns). Says whether all was finite."""
-        return self._call("pcsr_probabilities", *self._where(tables, window, place, region), out.ctypes.data)
+        return self.call("pcsr_probabilities", *self._where(tables, window, place, region), out.ctypes.data)
 
     def residuals(
         self,
@@ -83,7 +83,7 @@ class Engine:
         out: Float,
     ) -> bool:
         """Run on every pixel the upsampler of its class, into (rows, 3, columns). Says whether all was finite."""
-        return self._call(
+        return self.call(
             "pcsr_residuals",
             *self._where(tables, window, place, region),
             classes.ctypes.data,
@@ -106,27 +106,7 @@ class Engine:
             patch.out.ctypes.data,
             patch.out.strides[0],
         )
-        self._call("pcsr_finish", ctypes.byref(made), residual.ctypes.data, classes.ctypes.data)
-
-    def extremes(self, values: Float) -> tuple[float, float]:
-        """The least and the greatest value."""
-        found = np.empty(2, dtype=np.float32)
-        self._call("pcsr_extremes", values.ctypes.data, values.size, found.ctypes.data)
-        return float(found[0]), float(found[1])
-
-    def histogram(self, values: Float, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Of each bin how many values it has, and their sum."""
-        counts, sums = np.zeros(BINS, dtype=np.int64), np.zeros(BINS)
-        self._call("pcsr_histogram", *_binned(values, bins), counts.ctypes.data, sums.ctypes.data)
-        return counts, sums
-
-    def inside(self, values: Float, bins: Bins, wanted: NDArray[np.bool_]) -> Float:
-        """The values whose bins are wanted, in their order."""
-        found, n = np.empty_like(values), ctypes.c_int64()
-        self._call(
-            "pcsr_inside", *_binned(values, bins), wanted.ctypes.data, found.ctypes.data, ctypes.byref(n)
-        )
-        return found[: n.value]
+        self.call("pcsr_finish", ctypes.byref(made), residual.ctypes.data, classes.ctypes.data)
 
     def close(self) -> None:
         """Release it; no call may be under way."""
@@ -140,10 +120,39 @@ class Engine:
         )
         return [ctypes.byref(each) for each in made]
 
-    def _call(self, name: str, *arguments: Any) -> bool:
+    def call(self, name: str, *arguments: Any) -> bool:
+        """Call a function of this network; whether its values are finite."""
         if not self._free.alive:
             raise ClosedError("the native backend has been closed; open another")
         return _checked(getattr(self._library, name), self._pointer, *arguments)
+
+
+class NativePasses:
+    """Passes over difficulties by kernels; see `Passes` for what each method promises."""
+
+    def __init__(self, engine: Engine, threads: int) -> None:
+        self._engine, self._threads = engine, threads
+
+    def extremes(self, values: Float) -> tuple[float, float]:
+        """As `Passes` says."""
+        found = np.empty(2, dtype=np.float32)
+        self._engine.call("pcsr_extremes", values.ctypes.data, values.size, found.ctypes.data)
+        return float(found[0]), float(found[1])
+
+    def histogram(self, values: Float, bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """As `Passes` says."""
+        counts, sums = np.zeros(BINS, dtype=np.int64), np.zeros(BINS)
+        self._engine.call("pcsr_histogram", *self._binned(values, bins), counts.ctypes.data, sums.ctypes.data)
+        return counts, sums
+
+    def inside(self, values: Float, bins: Bins, wanted: NDArray[np.bool_], size: int) -> Float:
+        """As `Passes` says."""
+        found = np.empty(size, dtype=np.float32)
+        self._engine.call("pcsr_inside", *self._binned(values, bins), wanted.ctypes.data, found.ctypes.data)
+        return found
+
+    def _binned(self, values: Float, bins: Bins) -> tuple[int, int, float, float, int, int]:
+        return values.ctypes.data, values.size, bins.low, bins.factor, BINS, self._threads
 
 
 class Library:
@@ -252,10 +261,6 @@ def open_library() -> Library:
         )
     declare(library)
     return Library(library, os.environ.get(INSTRUCTION_SET) or None)
-
-
-def _binned(values: Float, bins: Bins) -> tuple[int, int, float, float, int]:
-    return values.ctypes.data, values.size, bins.low, bins.factor, BINS
 
 
 def _checked(function: Any, *arguments: Any) -> bool:

@@ -24,6 +24,7 @@ from pcsr.runtime.decision import (
     difficulty,
     threshold_by_k,
 )
+from pcsr.runtime.distribution import NumpyPasses
 from pcsr.runtime.errors import OptionError
 
 # A few units in the last place apart: what falls into one bin.
@@ -246,8 +247,9 @@ def test_spans_and_threads_change_nothing(classes: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(distribution, "SPAN", 1000)
     one = adaptive_thresholds(values, classes)
     with ThreadPoolExecutor(3) as pool:
-        assert adaptive_thresholds(values, classes, map_spans=pool.map) == one
-        assert budget_thresholds(values, 0.3, steps=steps, map_spans=pool.map) == budget
+        spread = NumpyPasses(pool.map)
+        assert adaptive_thresholds(values, classes, passes=spread) == one
+        assert budget_thresholds(values, 0.3, steps=steps, passes=spread) == budget
     # Sums of other spans round otherwise.
     assert one == pytest.approx(adaptive, abs=1e-6)
 
@@ -263,9 +265,11 @@ def test_passes_over_the_values_are_few(classes: int) -> None:
 
     values = many(classes)
     for solve in (
-        lambda: adaptive_thresholds(values, classes, map_spans=counted),
+        lambda: adaptive_thresholds(values, classes, passes=NumpyPasses(counted)),
         *(
-            lambda b=b: budget_thresholds(values, b, steps=tuple(range(1, classes)), map_spans=counted)
+            lambda b=b: budget_thresholds(
+                values, b, steps=tuple(range(1, classes)), passes=NumpyPasses(counted)
+            )
             for b in (0.01, 0.3, 0.7, 0.99)
         ),
     ):

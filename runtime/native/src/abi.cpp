@@ -191,18 +191,19 @@ PCSR_EXPORT int pcsr_extremes(const void* engine, const float* values, std::int6
 }
 
 PCSR_EXPORT int pcsr_histogram(const void* engine, const float* values, std::int64_t n, double low, double factor,
-                               std::int32_t bins, std::int64_t* counts, double* sums, char* message) {
+                               std::int32_t bins, std::int32_t threads, std::int64_t* counts, double* sums,
+                               char* message) {
     return guarded(message, [&] {
-        static_cast<const pcsr::Engine*>(engine)->histogram(values, n, {low, factor, bins}, counts, sums);
+        static_cast<const pcsr::Engine*>(engine)->histogram(values, n, {low, factor, bins}, threads, counts, sums);
         return kDone;
     });
 }
 
 PCSR_EXPORT int pcsr_inside(const void* engine, const float* values, std::int64_t n, double low, double factor,
-                            std::int32_t bins, const std::uint8_t* wanted, float* found, std::int64_t* count,
+                            std::int32_t bins, std::int32_t threads, const std::uint8_t* wanted, float* found,
                             char* message) {
     return guarded(message, [&] {
-        *count = static_cast<const pcsr::Engine*>(engine)->inside(values, n, {low, factor, bins}, wanted, found);
+        static_cast<const pcsr::Engine*>(engine)->inside(values, n, {low, factor, bins}, threads, wanted, found);
         return kDone;
     });
 }

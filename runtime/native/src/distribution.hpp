@@ -9,7 +9,8 @@
 namespace PCSR_ISA {
 
 void extremes(const float* values, std::int64_t n, float* found);
-void histogram(const float* values, std::int64_t n, const pcsr::Bins& bins, std::int64_t* counts, double* sums);
-std::int64_t inside(const float* values, std::int64_t n, const pcsr::Bins& bins, const std::uint8_t* wanted, float* found);
+void histogram(const float* values, std::int64_t n, const pcsr::Bins& bins, int threads, std::int64_t* counts, double* sums);
+void inside(const float* values, std::int64_t n, const pcsr::Bins& bins, int threads, const std::uint8_t* wanted,
+            float* found);
 
 }  // namespace PCSR_ISA

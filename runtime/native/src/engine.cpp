@@ -46,14 +46,14 @@ class Network final : public pcsr::Engine {
         PCSR_ISA::extremes(values, n, found);
     }
 
-    void histogram(const float* values, std::int64_t n, const pcsr::Bins& bins, std::int64_t* counts,
+    void histogram(const float* values, std::int64_t n, const pcsr::Bins& bins, int threads, std::int64_t* counts,
                    double* sums) const override {
-        PCSR_ISA::histogram(values, n, bins, counts, sums);
+        PCSR_ISA::histogram(values, n, bins, threads, counts, sums);
     }
 
-    std::int64_t inside(const float* values, std::int64_t n, const pcsr::Bins& bins, const std::uint8_t* wanted,
-                        float* found) const override {
-        return PCSR_ISA::inside(values, n, bins, wanted, found);
+    void inside(const float* values, std::int64_t n, const pcsr::Bins& bins, int threads, const std::uint8_t* wanted,
+                float* found) const override {
+        PCSR_ISA::inside(values, n, bins, threads, wanted, found);
     }
 
    private:

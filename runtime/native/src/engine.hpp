@@ -86,12 +86,13 @@ class Engine {
     // found: the least and the greatest of n values, one or more.
     virtual void extremes(const float* values, std::int64_t n, float* found) const = 0;
 
-    // To counts and sums of the bins, those of n values are added, in the order of the values.
-    virtual void histogram(const float* values, std::int64_t n, const Bins&, std::int64_t* counts, double* sums) const = 0;
+    // To counts and sums of the bins, those of n values are added: the same sums for any number of threads.
+    virtual void histogram(const float* values, std::int64_t n, const Bins&, int threads, std::int64_t* counts,
+                           double* sums) const = 0;
 
-    // found: room for n; those whose bins are wanted. Returns how many.
-    virtual std::int64_t inside(const float* values, std::int64_t n, const Bins&, const std::uint8_t* wanted,
-                                float* found) const = 0;
+    // found: exact room for those of n values whose bins are wanted, in any order.
+    virtual void inside(const float* values, std::int64_t n, const Bins&, int threads, const std::uint8_t* wanted,
+                        float* found) const = 0;
 };
 
 }  // namespace pcsr
