@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,7 @@ class NativeBackend:
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         self._engine = library.open(bundle.manifest, weights)
         self.table_bytes = 4 * self._engine.row
+        self._room = Room()
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
 
     def place(self, rows: Axis, columns: Axis) -> PlaceArrays:
@@ -78,7 +80,7 @@ class NativeBackend:
 
     def tables(self, lr: Float, window: Region) -> Tables:
         """Run the backbone: one (h, w, row) array."""
-        out = _aligned((*window.shape, self._engine.row))
+        out = self._room.array((*window.shape, self._engine.row))
         lr = np.ascontiguousarray(lr)
         if self._backbone is None:
             self._engine.tables(lr, out, self._threads)
@@ -174,8 +176,27 @@ def _widened(values: Float, width: int) -> Float:
     return out
 
 
-def _aligned(shape: tuple[int, ...]) -> Float:
-    size = int(np.prod(shape)) * 4
-    room = np.empty(size + ALIGNMENT, dtype=np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size].view(np.float32).reshape(shape)
+class Room:
+    """Memory for tables: the largest that was let go of goes to the next, as fresh pages would cost more than heads do.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[NDArray[np.uint8]] = []
+
+    def array(self, shape: tuple[int, ...]) -> Float:
+        """An array of that shape, aligned, with any content; its memory comes back when nobody has the array."""
+        size = int(np.prod(shape)) * 4
+        room = self._spare.pop() if self._spare else None
+        if room is None or room.size < size + ALIGNMENT:
+            room = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        # Through the buffer: so it is this array that all views have as their base, and not the room.
+        flat = np.frombuffer(memoryview(room[start : start + size]), dtype=np.float32)
+        weakref.finalize(flat, self._take_back, room).atexit = False
+        return flat.reshape(shape)
+
+    def _take_back(self, room: NDArray[np.uint8]) -> None:
+        if not self._spare or self._spare[0].size < room.size:
+            self._spare[:] = [room]
