@@ -1,4 +1,7 @@
-"""Which backend runs: by name, or the fastest that works."""
+"""Which backend runs: by name, or the fastest that works.
+
+Each is imported when it is opened: what it needs takes a good part of the time that a command takes to start.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pcsr.runtime.backends.onnxruntime import open_onnxruntime, parse_device
+from pcsr.runtime.backends.device_names import parse_device
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend
-from pcsr.runtime.backends.tensorrt import open_tensorrt
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import FORMS
@@ -43,6 +45,8 @@ class Wanted:
 
 
 def _open_tensorrt(bundle: Bundle, wanted: Wanted) -> DeviceBackend:
+    from pcsr.runtime.backends.tensorrt import open_tensorrt
+
     return open_tensorrt(
         bundle,
         device=wanted.device,
@@ -54,7 +58,6 @@ def _open_tensorrt(bundle: Bundle, wanted: Wanted) -> DeviceBackend:
 
 
 def _open_native(bundle: Bundle, wanted: Wanted) -> Backend:
-    # Imported here: that room imports this one.
     from pcsr.runtime.native import open_native
 
     if parse_device(wanted.device)[0] != "cpu":
@@ -71,6 +74,8 @@ def _open_native_if_faster(bundle: Bundle, wanted: Wanted) -> Backend:
 
 
 def _open_onnxruntime(bundle: Bundle, wanted: Wanted) -> Backend | DeviceBackend:
+    from pcsr.runtime.backends.onnxruntime import open_onnxruntime
+
     return open_onnxruntime(
         bundle,
         device=wanted.device,

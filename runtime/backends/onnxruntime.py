@@ -14,13 +14,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from pcsr.runtime.backends.device_names import parse_device
 from pcsr.runtime.backends.graphs import GraphBackend, Run
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import BackendError, MemoryLimitError, OptionError
+from pcsr.runtime.errors import BackendError, MemoryLimitError
 from pcsr.runtime.machine import multiplies_int8
 
-__all__ = ["open_model", "open_onnxruntime", "parse_device"]
+__all__ = ["open_model", "open_onnxruntime"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What its exceptions say where memory ends; they have no type of their own.
@@ -105,14 +106,6 @@ def open_model(model: bytes, where: str, *, threads: int = 1) -> Run:
         BackendError: ONNX Runtime is missing or refuses the graph; so does the returned callable where it fails.
     """
     return _runner(_import(PROVIDERS["cpu"]), model, where, threads)
-
-
-def parse_device(device: str) -> tuple[str, int]:
-    """Kind, "cpu" or "cuda", and index of a device; OptionError if it is named otherwise."""
-    kind, colon, index = device.partition(":")
-    if kind not in PROVIDERS or (colon and (kind == "cpu" or not index.isdecimal())):
-        raise OptionError(f"no device is named {device!r}; use cpu, cuda or cuda:<index>")
-    return kind, int(index or 0)
 
 
 def _fastest(bundle: Bundle, kind: str) -> str:

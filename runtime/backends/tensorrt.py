@@ -13,9 +13,9 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
+from pcsr.runtime.backends.device_names import parse_device
 from pcsr.runtime.backends.engine_search import Machine, engine_folders, find_engines, machine_platform
 from pcsr.runtime.backends.engines import EXTRAS, MODULES, Engine, Flavour
-from pcsr.runtime.backends.onnxruntime import parse_device
 from pcsr.runtime.backends.protocol import DeviceBackend
 from pcsr.runtime.bundle import Bundle
 from pcsr.runtime.errors import BackendError, NotInstalledError, OptionError

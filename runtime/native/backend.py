@@ -193,7 +193,7 @@ class Room:
             room = np.empty(size + ALIGNMENT, dtype=np.uint8)
         start = -room.ctypes.data % ALIGNMENT
         # Through the buffer: so it is this array that all views have as their base, and not the room.
-        flat = np.frombuffer(memoryview(room[start : start + size]), dtype=np.float32)
+        flat = np.frombuffer(room[start : start + size].data, dtype=np.float32)
         weakref.finalize(flat, self._take_back, room).atexit = False
         return flat.reshape(shape)
 
