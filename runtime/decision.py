@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,16 @@ from pcsr.runtime.errors import OptionError
 
 __all__ = [
     "ALL_LIGHT",
+    "ByThresholds",
+    "ByWeights",
+    "Rule",
     "Thresholds",
     "adaptive_thresholds",
     "argmax_weights",
     "budget_counts",
     "budget_thresholds",
-    "classes_by_k",
     "classes_by_thresholds",
+    "classes_by_weights",
     "cost_steps",
     "difficulty",
     "threshold_by_k",
@@ -42,6 +46,24 @@ IN_NUMPY = NumpyPasses()
 
 Thresholds = tuple[np.float32, ...]
 """M - 1, ascending: the class of a pixel is the number of them that its difficulty reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByThresholds:
+    """The class of a pixel is the number of thresholds that its difficulty reaches."""
+
+    thresholds: Thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class ByWeights:
+    """The class of a pixel is the argmax of its M probabilities, each multiplied by its weight."""
+
+    weights: NDArray[np.float32]
+
+
+Rule = ByThresholds | ByWeights
+"""What has been decided of a picture: enough to class each of its pixels by itself."""
 
 
 def difficulty(probability: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,23 +102,19 @@ def threshold_by_k(k: float, costs: Sequence[np.float32]) -> np.float32:
     return smallest if float(smallest) > at else np.nextafter(smallest, ALL_LIGHT)
 
 
-def classes_by_k(
-    probability: NDArray[np.float32], k: float, costs: Sequence[np.float32]
-) -> NDArray[np.uint8]:
-    """Class of each pixel by argmax of probability / cost^k (paper, section 3.3); the lighter one on a tie.
+def classes_by_weights(probability: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Class of each pixel by argmax of its weighted probabilities; the lighter one on a tie.
 
     Args:
         probability: (rows, M, columns).
-        k: the exponent.
-        costs: M normalised costs.
+        weights: (M,).
     """
-    weight = argmax_weights(k, costs)
-    classes: NDArray[np.uint8] = np.argmax(probability * weight[None, :, None], axis=1).astype(np.uint8)
+    classes: NDArray[np.uint8] = np.argmax(probability * weights[None, :, None], axis=1).astype(np.uint8)
     return classes
 
 
 def argmax_weights(k: float, costs: Sequence[np.float32]) -> NDArray[np.float32]:
-    """What the M probabilities are multiplied by under k: 1 / cost^k, relative to the largest."""
+    """What the M probabilities are multiplied by under k (paper, section 3.3): 1 / cost^k, relative to the largest."""
     # By logarithms: no power of k overflows.
     log_weight = -k * np.log(np.asarray(costs, dtype=np.float64))
     weight: NDArray[np.float32] = np.exp(log_weight - log_weight.max()).astype(np.float32)

@@ -26,12 +26,13 @@ from pcsr.runtime.bundle import Manifest
 from pcsr.runtime.compose import Patch, check_picture, to_float
 from pcsr.runtime.cost import normalised_costs, picture_cost
 from pcsr.runtime.decision import (
+    ByThresholds,
+    ByWeights,
+    Rule,
     adaptive_thresholds,
+    argmax_weights,
     budget_thresholds,
-    classes_by_k,
-    classes_by_thresholds,
     cost_steps,
-    difficulty,
     threshold_by_k,
 )
 from pcsr.runtime.errors import OptionError
@@ -49,12 +50,6 @@ logger = logging.getLogger(__name__)
 REFINED_BLOCKS = 4
 # ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
 ARENA_OVERHEAD = 1.2
-
-Classes = Callable[[Tables, Region], NDArray[np.uint8]]
-"""The (rows, columns) classes of an output region, by what has been decided.
-
-Never an attribute: it has the inference, which nobody would let go of but the cycle collector, some pictures later.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +160,19 @@ class Inference:
         if self.put is None:
             self._canvas(0, self.size[0])
         if self.options.kind == "k":
-            decision, classes = self._decide_by_k()
+            decision, rule = self._decide_by_k()
             for tile in self._held(tiles):
-                self._paint(tile, self._tables(tile), classes)
+                self._paint(tile, self._tables(tile), rule, None)
         else:
-            self.difficulty = np.empty(self.size, dtype=np.float32)
+            difficulty = np.empty(self.size, dtype=np.float32)
             tables: list[Tables | None] = []
             for tile in self._held(tiles):
                 made = self._tables(tile)
-                self._survey(tile, made)
+                self._survey(tile, made, difficulty)
                 tables.append(made if kept else None)
-            decision, classes = self._decide_by_picture()
+            decision, rule = self._decide_by_picture(difficulty)
             for number, tile in enumerate(self._held(tiles)):
-                self._paint(tile, tables[number] or self._tables(tile), classes)
+                self._paint(tile, tables[number] or self._tables(tile), rule, difficulty)
                 tables[number] = None
         counts: list[int] = self.counts.tolist()
         return Account(
@@ -211,18 +206,18 @@ class Inference:
         self.image = np.empty((*shape, *self.picture.shape[2:]), dtype=self.picture.dtype)
         self.class_map = np.empty(shape, dtype=np.uint8)
 
-    def _paint(self, tile: Tile, tables: Tables, classes: Classes) -> None:
+    def _paint(self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None) -> None:
         """Colour a tile, and hand out the rows that it completes."""
         if self.put is None:
-            self._colour(tile, tables, classes)
+            self._colour(tile, tables, rule, difficulty)
             return
         if tile.hr.left == 0:
             self._canvas(tile.hr.top, tile.hr.bottom)
-        self._colour(tile, tables, classes)
+        self._colour(tile, tables, rule, difficulty)
         if tile.hr.right == self.size[1]:
             started = time.perf_counter()
             self.put(self.image, self.class_map)
-            self._spent("delivery", started, threads=1)
+            self._spent("delivery", time.perf_counter() - started)
 
     def _plan(self) -> tuple[list[Tile], bool]:
         """Tiles, and whether the tables of all of them may be kept between two sweeps."""
@@ -274,81 +269,54 @@ class Inference:
         # Grey is shown to the network as equal red, green and blue; alpha is not shown.
         rgb = np.repeat(lr, 3, axis=1) if lr.shape[1] == 1 else lr[:, :3]
         made = self.backend.tables(np.ascontiguousarray(rgb.transpose(1, 0, 2)), window)
-        self._spent("backbone", started, threads=1)
+        self._spent("backbone", time.perf_counter() - started)
         self.progress.add_input(window.pixels)
         return made
 
-    def _decide_by_k(self) -> tuple[Decision, Classes]:
+    def _decide_by_k(self) -> tuple[Decision, Rule]:
         k = self.options.k or 0.0
         if self.manifest.classes > 2:
-            return Decision("k", k, None), lambda tables, region: classes_by_k(
-                self._probabilities(tables, region), k, self.costs
-            )
+            return Decision("k", k, None), ByWeights(argmax_weights(k, self.costs))
         thresholds = (threshold_by_k(k, self.costs),)
-        return Decision("k", k, tuple(map(float, thresholds))), lambda tables, region: classes_by_thresholds(
-            difficulty(self._probabilities(tables, region)), thresholds
-        )
+        return Decision("k", k, tuple(map(float, thresholds))), ByThresholds(thresholds)
 
-    def _decide_by_picture(self) -> tuple[Decision, Classes]:
+    def _decide_by_picture(self, difficulty: NDArray[np.float32]) -> tuple[Decision, Rule]:
         started = time.perf_counter()
-        values, budget = self.difficulty.reshape(-1), self.options.budget
+        values, budget = difficulty.reshape(-1), self.options.budget
         passes = self.backend.passes(self.resources.pool.map)
         if budget is None:
             thresholds = adaptive_thresholds(values, self.manifest.classes, passes=passes)
         else:
             thresholds = budget_thresholds(values, budget, steps=self.steps, passes=passes)
-        self._spent("decision", started, threads=1)
-        decision = Decision(self.options.kind, budget, tuple(map(float, thresholds)))
-        return decision, lambda _, region: classes_by_thresholds(
-            self.difficulty[region.top : region.bottom, region.left : region.right], thresholds
-        )
+        self._spent("decision", time.perf_counter() - started)
+        return Decision(self.options.kind, budget, tuple(map(float, thresholds))), ByThresholds(thresholds)
 
-    def _survey(self, tile: Tile, tables: Tables) -> None:
+    def _survey(self, tile: Tile, tables: Tables, difficulty: NDArray[np.float32]) -> None:
         def survey(region: Region) -> Region:
-            y, x = slice(region.top, region.bottom), slice(region.left, region.right)
-            self.difficulty[y, x] = difficulty(self._probabilities(tables, region))
+            started = time.perf_counter()
+            self.backend.survey(tables, self.place, region, _part(difficulty, region))
+            self._spent("classifier", (time.perf_counter() - started) / self.resources.threads)
             return region
 
         self._each_block(survey, tile.hr, self.backend.block)
 
-    def _probabilities(self, tables: Tables, region: Region) -> NDArray[np.float32]:
-        started = time.perf_counter()
-        probability = self.backend.probabilities(tables, self.place, region)
-        self._spent("classifier", started)
-        return probability
-
-    def _colour(self, tile: Tile, tables: Tables, classes_of: Classes) -> None:
-        margin = 1 if self.options.refine else 0
+    def _colour(self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None) -> None:
+        refined = self.options.refine
 
         def colour(inner: Region) -> Region:
-            region = inner.grown(margin, *self.size)
-            classes = classes_of(tables, region)
-            started = time.perf_counter()
-            residual = self.backend.residuals(tables, self.place, region, classes)
-            self._spent("upsamplers", started)
-            started = time.perf_counter()
-            self._compose(residual, classes, region, inner)
-            self._spent("compose", started)
+            region = inner.grown(1 if refined else 0, *self.size)
+            on_canvas = Region(inner.top - self.top, inner.bottom - self.top, inner.left, inner.right)
+            out, class_map = _part(self.image, on_canvas), _part(self.class_map, on_canvas)
+            patch = Patch(self.picture, self.rows, self.columns, region, inner, refined, out)
+            known = None if difficulty is None else _part(difficulty, region)
+            painted = self.backend.paint(tables, self.place, patch, rule, known, class_map)
+            for stage, seconds in zip(("classifier", "upsamplers", "compose"), painted.seconds, strict=True):
+                self._spent(stage, seconds / self.resources.threads)
+            with self.adding:
+                self.counts += painted.counts
             return inner
 
-        self._each_block(colour, tile.hr, self.backend.block * (REFINED_BLOCKS if margin else 1))
-
-    def _compose(
-        self, residual: NDArray[np.float32], classes: NDArray[np.uint8], region: Region, inner: Region
-    ) -> None:
-        y = slice(inner.top - self.top, inner.bottom - self.top)
-        x = slice(inner.left, inner.right)
-        out = self.image[y, x]
-        patch = Patch(self.picture, self.rows, self.columns, region, inner, self.options.refine, out)
-        self.backend.finish(residual, classes, patch)
-        top, left = inner.top - region.top, inner.left - region.left
-        rows, columns = inner.shape
-        classes = classes[top : top + rows, left : left + columns]
-        self.class_map[y, x] = classes
-        # Several times as fast as np.bincount, which makes indices of them.
-        counts = [np.count_nonzero(classes == j) for j in range(len(self.counts))]
-        with self.adding:
-            self.counts += counts
+        self._each_block(colour, tile.hr, self.backend.block * (REFINED_BLOCKS if refined else 1))
 
     def _each_block(self, work: Callable[[Region], Region], region: Region, pixels: int) -> None:
         for done in self._spread(work, blocks(region, self.rows, pixels=pixels)):
@@ -369,7 +337,10 @@ class Inference:
                 if not future.cancel():
                     future.exception()
 
-    def _spent(self, stage: str, started: float, threads: int | None = None) -> None:
-        spent = (time.perf_counter() - started) / (threads or self.resources.threads)
+    def _spent(self, stage: str, seconds: float) -> None:
         with self.adding:
-            self.seconds[stage] += spent
+            self.seconds[stage] += seconds
+
+
+def _part(of: NDArray[Any], region: Region) -> NDArray[Any]:
+    return of[region.top : region.bottom, region.left : region.right]

@@ -4,6 +4,16 @@
 """
 
 from pcsr.runtime.backends.choice import BACKENDS, ON_DEVICE, Wanted, open_backend
-from pcsr.runtime.backends.protocol import Backend, DeviceBackend, Road, Tables
+from pcsr.runtime.backends.protocol import Backend, DeviceBackend, Painted, Road, Tables
 
-__all__ = ["BACKENDS", "ON_DEVICE", "Backend", "DeviceBackend", "Road", "Tables", "Wanted", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "ON_DEVICE",
+    "Backend",
+    "DeviceBackend",
+    "Painted",
+    "Road",
+    "Tables",
+    "Wanted",
+    "open_backend",
+]

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.backends.protocol import Float, Tables
+from pcsr.runtime.backends.protocol import Float, Painted, Tables
+from pcsr.runtime.backends.steps import paint_by_steps, survey_by_steps
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch, finish
+from pcsr.runtime.decision import Rule
 from pcsr.runtime.distribution import NumpyPasses, Spread
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
@@ -118,6 +120,22 @@ class GraphBackend:
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """Compose in NumPy."""
         finish(residual, classes, patch)
+
+    def survey(self, tables: Tables, place: _Place, region: Region, out: Float) -> None:
+        """By its steps."""
+        survey_by_steps(self, tables, place, region, out)
+
+    def paint(
+        self,
+        tables: Tables,
+        place: _Place,
+        patch: Patch,
+        rule: Rule,
+        difficulties: Float | None,
+        class_map: NDArray[np.uint8],
+    ) -> Painted:
+        """By its steps."""
+        return paint_by_steps(self, tables, place, patch, rule, difficulties, class_map)
 
     def passes(self, spread: Spread) -> NumpyPasses:
         """Count in NumPy."""

@@ -7,6 +7,7 @@ of a host backend.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.compose import Patch
+from pcsr.runtime.decision import Rule
 from pcsr.runtime.distribution import Passes, Spread
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
 
-__all__ = ["Backend", "DeviceBackend", "Road", "Tables"]
+__all__ = ["Backend", "DeviceBackend", "Painted", "Road", "Tables"]
 
 Float = NDArray[np.float32]
 
@@ -37,6 +39,19 @@ class Tables:
     window: Region
     classifier: NDArray[Any]
     upsamplers: tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """What was done to a block.
+
+    Attributes:
+        counts: pixels of each class, of the part that is wanted.
+        seconds: of classifier, upsamplers, compose.
+    """
+
+    counts: Sequence[int]
+    seconds: tuple[float, float, float]
 
 
 class Backend(Protocol):
@@ -86,6 +101,29 @@ class Backend(Protocol):
 
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """What `compose.finish` says."""
+
+    def survey(self, tables: Tables, place: Any, region: Region, out: Float) -> None:
+        """Write the difficulty of every pixel of an output region into (rows, columns), a view of the picture's."""
+
+    def paint(
+        self,
+        tables: Tables,
+        place: Any,
+        patch: Patch,
+        rule: Rule,
+        difficulties: Float | None,
+        class_map: NDArray[np.uint8],
+    ) -> Painted:
+        """Class the pixels of a block, run their upsamplers and compose: the steps above, in one.
+
+        Args:
+            tables: of a window that holds all nearest input pixels.
+            place: of the picture.
+            patch: the block, and where its colours go.
+            rule: by which pixels are classed.
+            difficulties: (rows, columns) of the patch's region, where they are known.
+            class_map: (rows, columns) of its inner region, a view of the output; written.
+        """
 
     def passes(self, spread: Spread) -> Passes:
         """What counts difficulties, on threads of its own or by a `map`."""

@@ -24,6 +24,7 @@ __all__ = [
     "HeadStructure",
     "NetworkStructure",
     "OptionStructure",
+    "PaintingStructure",
     "PatchStructure",
     "PlaceArrays",
     "TablesStructure",
@@ -110,6 +111,19 @@ class PatchStructure(ctypes.Structure):
     )
 
 
+class PaintingStructure(ctypes.Structure):
+    _fields_ = (
+        ("thresholds", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("difficulties", ctypes.c_void_p),
+        ("difficulty_stride", ctypes.c_int64),
+        ("class_map", ctypes.c_void_p),
+        ("class_stride", ctypes.c_int64),
+        ("counts", ctypes.c_void_p),
+        ("seconds", ctypes.c_void_p),
+    )
+
+
 @dataclass(frozen=True)
 class PlaceArrays:
     """The geometry of a picture as kernels read it; see Place in engine.hpp.
@@ -155,6 +169,8 @@ def declare(library: ctypes.CDLL) -> None:
         "pcsr_probabilities": [*where, pointer, text],
         "pcsr_residuals": [*where, pointer, pointer, text],
         "pcsr_finish": [pointer, pointer, pointer, pointer, text],
+        "pcsr_survey": [*where, pointer, size, text],
+        "pcsr_paint": [*where, pointer, text],
         "pcsr_extremes": [pointer, pointer, size, pointer, text],
         "pcsr_histogram": [*values, pointer, pointer, text],
         "pcsr_inside": [*values, pointer, pointer, text],

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.backends.graphs import Run
-from pcsr.runtime.backends.protocol import Float, Tables
+from pcsr.runtime.backends.protocol import Float, Painted, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch
+from pcsr.runtime.decision import Rule
 from pcsr.runtime.distribution import Spread
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
@@ -98,7 +99,8 @@ class NativeBackend:
         rows, columns = region.shape
         out = np.empty((rows, self._probabilities, columns), dtype=np.float32)
         finite = self._engine.probabilities(tables.classifier, tables.window, place, region, out)
-        return self._finite(out, finite, region)
+        self._require(finite, region)
+        return out
 
     def residuals(
         self, tables: Tables, place: PlaceArrays, region: Region, classes: NDArray[np.uint8]
@@ -108,11 +110,32 @@ class NativeBackend:
         out = np.empty((rows, 3, columns), dtype=np.float32)
         classes = np.ascontiguousarray(classes)
         finite = self._engine.residuals(tables.classifier, tables.window, place, region, classes, out)
-        return self._finite(out, finite, region)
+        self._require(finite, region)
+        return out
 
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """Compose by kernels."""
         self._engine.finish(residual, np.ascontiguousarray(classes), patch)
+
+    def survey(self, tables: Tables, place: PlaceArrays, region: Region, out: Float) -> None:
+        """Write the difficulty of every pixel of a block."""
+        self._require(self._engine.survey(tables.classifier, tables.window, place, region, out), region)
+
+    def paint(
+        self,
+        tables: Tables,
+        place: PlaceArrays,
+        patch: Patch,
+        rule: Rule,
+        difficulties: Float | None,
+        class_map: NDArray[np.uint8],
+    ) -> Painted:
+        """Class, upsample and compose a block in one call."""
+        painted, finite = self._engine.paint(
+            tables.classifier, tables.window, place, patch, rule, difficulties, class_map
+        )
+        self._require(finite, patch.region)
+        return painted
 
     def passes(self, spread: Spread) -> NativePasses:
         """Count by kernels, on as many threads as the backbone."""
@@ -122,13 +145,12 @@ class NativeBackend:
         """Let go of the network."""
         self._engine.close()
 
-    def _finite(self, values: Float, finite: bool, region: Region) -> Float:
-        if finite:
-            return values
-        raise BackendError(
-            f"the block at row {region.top}, column {region.left} gives NaN or infinity in fp32; its values are beyond "
-            "what the network takes"
-        )
+    def _require(self, finite: bool, region: Region) -> None:
+        if not finite:
+            raise BackendError(
+                f"the block at row {region.top}, column {region.left} gives NaN or infinity in fp32; its values are "
+                "beyond what the network takes"
+            )
 
 
 def open_native(bundle: Bundle, *, precision: str, threads: int) -> NativeBackend:

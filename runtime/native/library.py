@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.backends.protocol import Painted
 from pcsr.runtime.compose import Patch, read_for
+from pcsr.runtime.decision import ByThresholds, ByWeights, Rule
 from pcsr.runtime.distribution import BINS, Bins
 from pcsr.runtime.errors import BackendError, ClosedError, MemoryLimitError, NotInstalledError, OptionError
 from pcsr.runtime.manifest import Manifest
@@ -29,6 +31,7 @@ from pcsr.runtime.native.abi import (
     HeadStructure,
     NetworkStructure,
     OptionStructure,
+    PaintingStructure,
     PatchStructure,
     PlaceArrays,
     TablesStructure,
@@ -52,14 +55,15 @@ class Engine:
 
     Attributes:
         row: floats of a table row: the channels of all heads, each padded.
+        classes: M.
         no_backbone: why it cannot compute tables; empty if it can.
     """
 
-    def __init__(self, library: ctypes.CDLL, pointer: ctypes.c_void_p, row: int) -> None:
+    def __init__(self, library: ctypes.CDLL, pointer: ctypes.c_void_p, *, row: int, classes: int) -> None:
         self._library, self._pointer = library, pointer
         # Also where whoever opened it failed before it could close it.
         self._free = weakref.finalize(self, library.pcsr_close, pointer)
-        self.row = row
+        self.row, self.classes = row, classes
         self.no_backbone: str = library.pcsr_no_backbone(pointer).decode()
 
     def tables(self, lr: Float, out: Float, threads: int) -> None:
@@ -92,21 +96,50 @@ class Engine:
 
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """Add the base to residuals (rows, 3, columns), refine, and write into the output."""
-        read = read_for(patch.region, patch.rows, patch.columns)
-        lr = np.ascontiguousarray(patch.picture[read.top : read.bottom, read.left : read.right])
-        rows, columns = patch.rows, patch.columns
-        made = PatchStructure(
-            lr.ctypes.data,
-            *(read.top, read.left, lr.shape[1]),
-            *(lr.shape[2] if lr.ndim == 3 else 1, SAMPLES[lr.dtype], patch.refined),
-            *(each.ctypes.data for each in (rows.low, rows.high, rows.weight)),
-            *(each.ctypes.data for each in (columns.low, columns.high, columns.weight)),
-            region_structure(patch.region),
-            region_structure(patch.inner),
-            patch.out.ctypes.data,
-            patch.out.strides[0],
+        lr = _read(patch)
+        self.call(
+            "pcsr_finish",
+            ctypes.byref(_patch_structure(patch, lr)),
+            residual.ctypes.data,
+            classes.ctypes.data,
         )
-        self.call("pcsr_finish", ctypes.byref(made), residual.ctypes.data, classes.ctypes.data)
+
+    def survey(self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float) -> bool:
+        """Write difficulties into (rows, columns), of any row stride. Says whether all was finite."""
+        stride = out.strides[0] // out.itemsize
+        return self.call("pcsr_survey", *self._where(tables, window, place, region), out.ctypes.data, stride)
+
+    def paint(
+        self,
+        tables: Float,
+        window: Region,
+        place: PlaceArrays,
+        patch: Patch,
+        rule: Rule,
+        difficulties: Float | None,
+        class_map: NDArray[np.uint8],
+    ) -> tuple[Painted, bool]:
+        """Class, upsample and compose a block; and whether all was finite."""
+        lr, counts, seconds = _read(patch), np.zeros(self.classes, dtype=np.int64), np.zeros(3)
+        # Held until the call has returned, as is everything that the structures have addresses of.
+        thresholds = np.array(rule.thresholds, dtype=np.float32) if isinstance(rule, ByThresholds) else None
+        weights = np.ascontiguousarray(rule.weights) if isinstance(rule, ByWeights) else None
+        painting = PaintingStructure(
+            None if thresholds is None else thresholds.ctypes.data,
+            None if weights is None else weights.ctypes.data,
+            None if difficulties is None else difficulties.ctypes.data,
+            0 if difficulties is None else difficulties.strides[0] // difficulties.itemsize,
+            class_map.ctypes.data,
+            class_map.strides[0],
+            counts.ctypes.data,
+            seconds.ctypes.data,
+        )
+        tables_, place_, _ = self._where(tables, window, place, patch.region)
+        finite = self.call(
+            "pcsr_paint", tables_, place_, ctypes.byref(_patch_structure(patch, lr)), ctypes.byref(painting)
+        )
+        classifier, upsamplers, compose = seconds.tolist()
+        return Painted(counts.tolist(), (classifier, upsamplers, compose)), finite
 
     def close(self) -> None:
         """Release it; no call may be under way."""
@@ -234,7 +267,7 @@ class Library:
             ctypes.byref(pointer),
             ctypes.byref(row),
         )
-        return Engine(self._library, pointer, row.value)
+        return Engine(self._library, pointer, row=row.value, classes=manifest.classes)
 
 
 def open_library() -> Library:
@@ -261,6 +294,28 @@ def open_library() -> Library:
         )
     declare(library)
     return Library(library, os.environ.get(INSTRUCTION_SET) or None)
+
+
+def _read(patch: Patch) -> NDArray[Any]:
+    """The part of the input that a patch's base reads, row after row."""
+    read = read_for(patch.region, patch.rows, patch.columns)
+    return np.ascontiguousarray(patch.picture[read.top : read.bottom, read.left : read.right])
+
+
+def _patch_structure(patch: Patch, lr: NDArray[Any]) -> PatchStructure:
+    """A patch for calls, of the input that `_read` gave; it has addresses alone."""
+    rows, columns, read = patch.rows, patch.columns, read_for(patch.region, patch.rows, patch.columns)
+    return PatchStructure(
+        lr.ctypes.data,
+        *(read.top, read.left, lr.shape[1]),
+        *(lr.shape[2] if lr.ndim == 3 else 1, SAMPLES[lr.dtype], patch.refined),
+        *(each.ctypes.data for each in (rows.low, rows.high, rows.weight)),
+        *(each.ctypes.data for each in (columns.low, columns.high, columns.weight)),
+        region_structure(patch.region),
+        region_structure(patch.inner),
+        patch.out.ctypes.data,
+        patch.out.strides[0],
+    )
 
 
 def _checked(function: Any, *arguments: Any) -> bool:

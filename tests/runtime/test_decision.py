@@ -16,10 +16,11 @@ from pcsr.runtime import distribution
 from pcsr.runtime.decision import (
     ALL_LIGHT,
     adaptive_thresholds,
+    argmax_weights,
     budget_counts,
     budget_thresholds,
-    classes_by_k,
     classes_by_thresholds,
+    classes_by_weights,
     cost_steps,
     difficulty,
     threshold_by_k,
@@ -317,5 +318,5 @@ def test_no_k_overflows(k: float) -> None:
     probability = np.full((1, 3, 1), 1 / 3, dtype=np.float32)
     expected = 0 if k >= 0 else 2
     # Closer to 0, float32 weights tie and the lightest class wins.
-    assert abs(k) < 1e-3 or classes_by_k(probability, k, three)[0, 0] == expected
+    assert abs(k) < 1e-3 or classes_by_weights(probability, argmax_weights(k, three))[0, 0] == expected
     threshold_by_k(k, three[:2])

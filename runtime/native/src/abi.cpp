@@ -183,6 +183,22 @@ PCSR_EXPORT int pcsr_finish(const void* engine, const pcsr::Patch* patch, float*
     });
 }
 
+PCSR_EXPORT int pcsr_survey(const void* engine, const pcsr::Tables* tables, const pcsr::Place* place,
+                            const pcsr::Region* region, float* out, std::int64_t stride, char* message) {
+    return guarded(message, [&] {
+        const bool finite = static_cast<const pcsr::Engine*>(engine)->survey(*tables, *place, *region, out, stride);
+        return finite ? kDone : kNotFinite;
+    });
+}
+
+PCSR_EXPORT int pcsr_paint(const void* engine, const pcsr::Tables* tables, const pcsr::Place* place,
+                           const pcsr::Patch* patch, const pcsr::Painting* painting, char* message) {
+    return guarded(message, [&] {
+        const bool finite = static_cast<const pcsr::Engine*>(engine)->paint(*tables, *place, *patch, *painting);
+        return finite ? kDone : kNotFinite;
+    });
+}
+
 PCSR_EXPORT int pcsr_extremes(const void* engine, const float* values, std::int64_t n, float* found, char* message) {
     return guarded(message, [&] {
         static_cast<const pcsr::Engine*>(engine)->extremes(values, n, found);

@@ -7,6 +7,8 @@
 #include "distribution.hpp"
 #include "finish.hpp"
 #include "heads.hpp"
+#include "paint.hpp"
+#include "workspace.hpp"
 
 namespace PCSR_ISA {
 namespace {
@@ -42,6 +44,16 @@ class Network final : public pcsr::Engine {
         PCSR_ISA::finish(patch, residual, classes);
     }
 
+    bool survey(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Region& region, float* out,
+                std::int64_t stride) const override {
+        return PCSR_ISA::survey(heads_, workspaces_, tables, place, region, out, stride);
+    }
+
+    bool paint(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Patch& patch,
+               const pcsr::Painting& painting) const override {
+        return PCSR_ISA::paint(heads_, workspaces_, tables, place, patch, painting);
+    }
+
     void extremes(const float* values, std::int64_t n, float* found) const override {
         PCSR_ISA::extremes(values, n, found);
     }
@@ -63,6 +75,8 @@ class Network final : public pcsr::Engine {
     Heads heads_;
     std::unique_ptr<Backbone, Free> backbone_;
     std::string no_backbone_;
+    // Of blocks.
+    mutable Workspaces workspaces_;
 };
 
 }  // namespace

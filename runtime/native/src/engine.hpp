@@ -64,6 +64,27 @@ struct Bins {
     std::int32_t count;
 };
 
+// By which pixels are classed; see Rule in decision.py. One of the two is null.
+struct Rule {
+    const float* thresholds;  // M - 1, ascending
+    const float* weights;     // M
+};
+
+// What else painting a patch is given and gives.
+struct Painting {
+    Rule rule;
+    // Difficulties of the patch's region, floats from row to row; null: the classifier is run.
+    const float* difficulties;
+    std::int64_t difficulty_stride;
+    // Of the inner region, bytes from row to row.
+    std::uint8_t* class_map;
+    std::int64_t class_stride;
+    // Of each class the pixels of the inner region.
+    std::int64_t* counts;
+    // Of classifier, upsamplers, compose.
+    double* seconds;
+};
+
 class Engine {
    public:
     virtual ~Engine() = default;
@@ -82,6 +103,12 @@ class Engine {
 
     // residual: (rows, 3, columns) of the patch's region, overwritten; classes: (rows, columns).
     virtual void finish(const Patch&, float* residual, const std::uint8_t* classes) const = 0;
+
+    // out: difficulties, floats from row to row. Says whether everything was finite.
+    virtual bool survey(const Tables&, const Place&, const Region&, float* out, std::int64_t stride) const = 0;
+
+    // Classes, residuals and finish in one. Says whether everything was finite.
+    virtual bool paint(const Tables&, const Place&, const Patch&, const Painting&) const = 0;
 
     // found: the least and the greatest of n values, one or more.
     virtual void extremes(const float* values, std::int64_t n, float* found) const = 0;

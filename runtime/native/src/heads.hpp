@@ -14,6 +14,10 @@ class Heads {
    public:
     explicit Heads(const pcsr::NetworkDescription& network);
 
+    // Of the classifier: 1 for two classes, else as many as there are.
+    int outputs() const { return parts_[0].head.outputs; }
+    int classes() const { return static_cast<int>(parts_.size()) - 1; }
+
     bool probabilities(const pcsr::Tables&, const pcsr::Place&, const pcsr::Region&, float* out) const;
     bool residuals(const pcsr::Tables&, const pcsr::Place&, const pcsr::Region&, const std::uint8_t* classes, float* out) const;
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pcsr.runtime import compose
 from pcsr.runtime.decision import (
     adaptive_thresholds,
+    argmax_weights,
     budget_counts,
     budget_thresholds,
-    classes_by_k,
     classes_by_thresholds,
+    classes_by_weights,
     difficulty,
 )
 from pcsr.runtime.device.kernels import KERNELS
@@ -172,7 +173,9 @@ def test_argmax_is_that_of_the_cpu_road(
     classes = np.zeros(rows * columns, np.uint8)
     both = Both(3, (host_kernels(3), host_kernels(3, backwards=True)))
     both("classes_by_argmax", classes.size, p.reshape(-1), rows, columns, weights, classes)
-    np.testing.assert_array_equal(classes.reshape(rows, columns), classes_by_k(p, k, costs))
+    np.testing.assert_array_equal(
+        classes.reshape(rows, columns), classes_by_weights(p, argmax_weights(k, costs))
+    )
 
 
 @pytest.mark.parametrize("n", [1, 255, 256, 4096, 4097, 9001])
