@@ -22,8 +22,8 @@ __all__ = ["open_model", "open_onnxruntime", "parse_device"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Those that add feature maps up, which is what a session for one size gains by.
 SUMMING_BACKBONES = ("carn", "srresnet")
-# Measured (docs/performance.md): blocks of 8k to 32k pixels and chunks of 2k to 4k rows are equally fast.
-CPU_BLOCK, CPU_CHUNK = 1 << 14, 1 << 12
+# Measured (docs/performance.md): smaller blocks cost turns of the workers, larger ones memory.
+CPU_BLOCK, CPU_CHUNK = 1 << 15, 1 << 12
 
 
 def open_onnxruntime(
