@@ -19,8 +19,9 @@ __all__ = ["Graph", "SizedBackbone"]
 PROVIDER = "CPUExecutionProvider"
 # What its exceptions say where memory ends; they have no type of their own.
 OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "Unable to allocate")
-# Opening a session takes about 10 ms: as long as it saves on a window of half as many pixels (docs/performance.md).
-SIZED_PIXELS = 1 << 14
+# Opening a session takes 10 ms and more: from here on a first window loses little by it, and the next ones gain
+# (docs/performance.md).
+SIZED_PIXELS = 1 << 15
 
 Size = tuple[int, int]
 
