@@ -47,7 +47,7 @@ __all__ = ["HostRoad", "Inference", "Resources"]
 logger = logging.getLogger(__name__)
 
 # A refined block computes a margin of one pixel twice: taller blocks make that a few per cent.
-REFINED_BLOCKS = 4
+REFINED_BLOCKS = 2
 # ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
 ARENA_OVERHEAD = 1.2
 

@@ -1,6 +1,6 @@
 """The portable backend: ONNX Runtime, on the CPU, or on a GPU with all routing there (`pcsr.runtime.device`).
 
-On the CPU the backbone runs on all threads of its session; the per-pixel networks run single-threaded
+On the CPU the backbone runs on all threads of its session (`sessions`); the per-pixel networks run single-threaded
 sessions, called from the upscaler's workers on blocks that stay in cache. That is faster than ONNX Runtime's
 own parallelism for such small layers, and makes the bytes independent of the number of threads.
 """
@@ -8,26 +8,23 @@ own parallelism for such small layers, and makes the bytes independent of the nu
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
-
-from numpy.typing import NDArray
 
 from pcsr.runtime.backends.device_names import parse_device
 from pcsr.runtime.backends.graphs import GraphBackend, Run
 from pcsr.runtime.backends.protocol import Backend, DeviceBackend
+from pcsr.runtime.backends.sessions import Graph, SizedBackbone
 from pcsr.runtime.bundle import Bundle
-from pcsr.runtime.errors import BackendError, MemoryLimitError
+from pcsr.runtime.errors import BackendError
 from pcsr.runtime.machine import multiplies_int8
 
 __all__ = ["open_model", "open_onnxruntime"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# What its exceptions say where memory ends; they have no type of their own.
-OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
-# Measured (docs/performance.md): blocks of 8k to 32k pixels and chunks of 2k to 4k rows are equally fast.
-CPU_BLOCK, CPU_CHUNK = 1 << 14, 1 << 12
+# Those that add feature maps up, which is what a session for one size gains by.
+SUMMING_BACKBONES = ("carn", "srresnet")
+# Measured (docs/performance.md): smaller blocks cost turns of the workers, larger ones memory.
+CPU_BLOCK, CPU_CHUNK = 1 << 15, 1 << 12
 
 
 def open_onnxruntime(
@@ -79,8 +76,12 @@ def _open_on_cpu(bundle: Bundle, precision: str, threads: int) -> GraphBackend:
     files, ort = bundle.graphs(form), _import(provider)
 
     def open_graph(name: str) -> Run:
-        where = f"graph {name} ({bundle.path / files[name].path})"
-        return _runner(ort, bundle.read(files[name]), where, threads if name == "backbone" else 1)
+        graph = Graph(ort, bundle.read(files[name]), f"graph {name} ({bundle.path / files[name].path})")
+        if name != "backbone":
+            return graph.open(threads=1)
+        if precision == "fp32" and bundle.manifest.network.backbone in SUMMING_BACKBONES:
+            return SizedBackbone(graph, threads)
+        return graph.open(threads)
 
     return GraphBackend(
         bundle,
@@ -105,7 +106,7 @@ def open_model(model: bytes, where: str, *, threads: int = 1) -> Run:
     Raises:
         BackendError: ONNX Runtime is missing or refuses the graph; so does the returned callable where it fails.
     """
-    return _runner(_import(PROVIDERS["cpu"]), model, where, threads)
+    return Graph(_import(PROVIDERS["cpu"]), model, where).open(threads)
 
 
 def _fastest(bundle: Bundle, kind: str) -> str:
@@ -146,41 +147,3 @@ def _import(provider: str) -> ModuleType:
         )
     module: ModuleType = onnxruntime
     return module
-
-
-def _runner(ort: ModuleType, model: bytes, where: str, threads: int) -> Run:
-    session = _session(ort, model, where, threads)
-
-    def run(feed: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        try:
-            outputs: Sequence[NDArray[Any]] = session.run(None, feed)
-            return outputs
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            if any(words in str(error) for words in OUT_OF_MEMORY):
-                raise MemoryLimitError(
-                    f"there is not enough memory to run {where}; give a lower memory limit, or smaller tiles"
-                ) from error
-            raise BackendError(
-                f"ONNX Runtime cannot run {where}: {error}; export the bundle anew with --force"
-            ) from error
-
-    return run
-
-
-def _session(ort: ModuleType, model: bytes, where: str, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A memory pattern is one large block for each shape ever seen, beside what the arena holds already: with
-    # tiles of several sizes that doubles the memory and gains no time (docs/performance.md).
-    options.enable_mem_pattern = False
-    # Threads that spin while they wait would take the cores from the workers of the other stages.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A linear layer with int8 weights behind a DequantizeLinear would be computed with inputs rounded to 8 bits too, by
-    # scales of its own: an int8 graph says by itself what is rounded.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    try:
-        return ort.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
-    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        raise BackendError(f"ONNX Runtime refuses {where}: {error}") from error

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 from pcsr.runtime import Upscaler, shipped_bundle
 from pcsr.runtime.backends import onnxruntime as backend
-from pcsr.runtime.bundle import Bundle
+from pcsr.runtime.backends import sessions
+from pcsr.runtime.backends.sessions import Graph, SizedBackbone
+from pcsr.runtime.bundle import Bundle, read_bundle
 from pcsr.runtime.errors import BackendError, BundleError, MemoryLimitError, OptionError
 
 
@@ -112,6 +115,71 @@ def test_int8_on_a_gpu_is_for_tensorrt() -> None:
 def test_a_bundle_without_int8_says_how_to_get_it(small_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no int8 graphs.*--precision int8 --calibration CACHE\.json"):
         Upscaler.open(small_bundle, precision="int8")
+
+
+# --- a backbone in a session for one size
+
+
+def sized_backbone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SizedBackbone, list[tuple[int, int] | None]]:
+    """A bundle's backbone, sized from 20x30 pixels on, and the sizes that it is opened for from now on."""
+    read = read_bundle(bundle)
+    graph = Graph(onnxruntime, read.read(read.graphs("fp32")["backbone"]), "graph backbone")
+    backbone = SizedBackbone(graph, 2)
+    opened: list[tuple[int, int] | None] = []
+    whole = Graph.open
+    monkeypatch.setattr(sessions, "SIZED_PIXELS", 600)
+    monkeypatch.setattr(
+        Graph,
+        "open",
+        lambda self, threads, size=None: (opened.append(size), whole(self, threads, size))[1],
+    )
+    return backbone, opened
+
+
+def test_a_session_for_one_size_gives_the_same_bytes(
+    carn_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, opened = sized_backbone(carn_bundle, monkeypatch)
+    lr = np.random.default_rng(0).random((1, 3, 20, 30), dtype=np.float32)
+    sized = backbone({"lr": lr})
+    assert opened == [(20, 30)]
+    monkeypatch.setattr(sessions, "SIZED_PIXELS", 601)
+    free = backbone({"lr": lr})
+    assert opened == [(20, 30), None]
+    assert [table.tobytes() for table in sized] == [table.tobytes() for table in free]
+
+
+def test_a_session_for_one_size_is_kept_until_another_is_needed(
+    carn_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, opened = sized_backbone(carn_bundle, monkeypatch)
+    for size in [(8, 8), (20, 30), (20, 30), (30, 20), (9, 8), (8, 9)]:
+        tables = backbone({"lr": np.zeros((1, 3, *size), dtype=np.float32)})
+        assert tables[0].shape[::2] == size
+    assert opened == [(20, 30), (30, 20), None]
+
+
+def test_tables_do_not_hold_the_memory_of_their_session(
+    carn_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, _ = sized_backbone(carn_bundle, monkeypatch)
+    tables = backbone({"lr": np.zeros((1, 3, 20, 30), dtype=np.float32)})
+    assert all(table.flags.owndata for table in tables)
+
+
+def test_a_size_that_could_not_be_opened_is_tried_again(
+    carn_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, opened = sized_backbone(carn_bundle, monkeypatch)
+    lr = np.zeros((1, 3, 20, 30), dtype=np.float32)
+    with monkeypatch.context() as refused:
+        refused.setattr(onnxruntime, "InferenceSession", None)
+        with pytest.raises(BackendError, match="ONNX Runtime refuses graph backbone"):
+            backbone({"lr": lr})
+    assert backbone({"lr": lr})[0].shape[::2] == (20, 30)
+    assert opened == [(20, 30), (20, 30)]
 
 
 # --- graphs whose hash is right and that are not the bundle's: whoever can write a bundle can write its manifest too
