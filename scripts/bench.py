@@ -40,7 +40,7 @@ from pcsr.runtime.machine import usable_cores
 
 logger = logging.getLogger("pcsr.bench")
 
-RULES = ("k=0", "adaptive", "budget=0", "budget=0.05", "budget=0.1", "budget=0.3", "budget=1")
+RULES = ("k=0", "adaptive", "budget=0", "budget=0.05", "budget=0.3", "budget=1")
 # What --against needs to see a change of either backend in under two minutes.
 AGAINST_COMPETITORS, AGAINST_RULES = ("native", "onnxruntime", "dense-onnxruntime"), ("k=0", "adaptive")
 OUTSIDE = 1
@@ -88,7 +88,7 @@ def a_count(text: str) -> int:
 @click.option("--sizes", type=Several(parse_size), help="Of the input, cut or mirrored.  [default: its own]")
 @click.option("--scales", type=Several(float), help="[default: 4]")
 @click.option("--threads", type=Several(a_count), help="[default: usable cores]")
-@click.option("--rounds", type=click.IntRange(3), default=7, show_default=True)
+@click.option("--rounds", type=click.IntRange(3), default=5, show_default=True)
 @click.option("--process", type=click.IntRange(0), default=0, help="Also time so many runs of pcsr-upscale.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Cache, for the competitor int8.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write the record to this file.")

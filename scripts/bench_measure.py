@@ -99,6 +99,7 @@ def measure(plan: Plan, networks: Networks, pictures: Pictures) -> Record:
         logger.info("timing: %d rounds of %d calls", plan.rounds, len(runs))
         timed = in_turn(runs, plan.rounds, pause=PAUSE)
         process = time_process(bundle, plan.process_runs) if plan.process_runs else None
+    environment = ended(environment)
     cells = tuple(
         cell(
             setting,
@@ -108,7 +109,7 @@ def measure(plan: Plan, networks: Networks, pictures: Pictures) -> Record:
         for number, setting in enumerate(settings)
     )
     return Record(
-        environment=ended(environment),
+        environment=environment,
         network=networks.pcsr_source,
         dense=networks.dense_source,
         picture=pictures.told,
@@ -141,7 +142,7 @@ def _competitors(
             elif setting.scale != DENSE_SCALE:
                 left_out[f"{name} ×{setting.scale:g}"] = f"the dense networks upsample by {DENSE_SCALE} only"
             else:
-                found += PEERS[name](networks.dense, setting)
+                found.append(PEERS[name](networks.dense, setting))
         except BackendError as error:
             left_out[name] = str(error)
     return found

@@ -20,8 +20,7 @@ COLOURS = {
     "int8": "tab:cyan",
     "dense-onnxruntime": "black",
     "dense-openvino": "tab:purple",
-    "dense-pytorch-nchw": "tab:red",
-    "dense-pytorch-nhwc": "tab:pink",
+    "dense-pytorch": "tab:red",
     "oracle": "tab:brown",
     "bicubic": "tab:green",
 }

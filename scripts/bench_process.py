@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,8 +19,7 @@ __all__ = ["time_process"]
 
 PROGRAM = Path(sys.executable).parent / "pcsr-upscale"
 SCALE = 4
-# Of ru_maxrss: kilobytes, except on macOS.
-UNIT = 1 if platform.system() == "Darwin" else 1024
+LAUNCH = Path(__file__).resolve().parent / "bench_launch.py"
 
 
 def time_process(bundle: Path, runs: int) -> ProcessRun:
@@ -51,12 +48,10 @@ def time_process(bundle: Path, runs: int) -> ProcessRun:
 
 def _run(command: list[str], said: Path) -> tuple[float, float]:
     """Wall seconds, and MiB of the largest resident size."""
-    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    into = [(os.POSIX_SPAWN_OPEN, 1, str(said), writing, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
-    started = time.perf_counter()
-    process = os.posix_spawn(command[0], command, os.environ, file_actions=into)
-    _, status, usage = os.wait4(process, 0)
-    seconds = time.perf_counter() - started
-    if status:
+    launched = subprocess.run(
+        [sys.executable, str(LAUNCH), str(said), *command], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if launched.returncode:
         raise CheckError(f"pcsr-upscale failed: {said.read_text().strip()[-400:]}")
-    return seconds, usage.ru_maxrss * UNIT / 2**20
+    seconds, peak = launched.stdout.split()
+    return float(seconds), int(peak) / 2**20
