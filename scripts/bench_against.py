@@ -13,7 +13,7 @@ from pcsr.runtime.errors import OptionError
 
 __all__ = ["BAND", "Change", "changes", "check_comparable", "verdict"]
 
-BAND = 0.15
+BAND = 0.25
 """Relative change of a ratio's median that is not noise (docs/performance.md says how it was found)."""
 
 
