@@ -1,254 +1,196 @@
 """The project's one benchmark: every competitor on the same picture, in one process, in turn.
 
-Machines are noisy, so what counts is the ratio of times measured side by side: each round runs every
-competitor once, and the table gives the median and quartiles of the ratios, round by round.
+Machines are noisy, so what counts is the ratio of times measured side by side: each round calls every
+competitor once, and tables give the median and quartiles of the ratios, round by round.
 
-    python scripts/bench.py CHECKPOINT --dense DENSE_CHECKPOINT --picture PICTURE
+    python scripts/bench.py CHECKPOINT --dense DENSE_CHECKPOINT --picture PICTURE --truth TRUTH --process 5
+    python scripts/bench.py CHECKPOINT --competitors native --rules adaptive --sizes 420x276,960x540 --threads 1,2
+    python scripts/bench.py CHECKPOINT --dense DENSE_CHECKPOINT --picture PICTURE --against RECORD.json
+    python scripts/bench.py srresnet --random all
     python scripts/bench.py CHECKPOINT --folder 50
+    python scripts/bench.py --show RECORD.json --markdown
+
+Status: 0 done, 1 outside the band of a record, 2 nothing was tried.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import platform
-import subprocess
-import time
-import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
-from importlib.metadata import version
+import logging
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import click
-import numpy as np
-import onnxruntime
-import skimage.data
-import torch
-from bench_folder import SIDE, busy_shares, make_folder
-from numpy.typing import NDArray
+from bench_against import BAND, changes, check_comparable, verdict
+from bench_competitors import COMPETITORS, check_names, parse_rule
+from bench_folder import time_folders
+from bench_machine import processor
+from bench_measure import Plan, measure
+from bench_networks import Random, load_networks, load_pictures
+from bench_plots import draw
+from bench_record import Record, read_record, write_record
+from bench_tables import Section, in_markdown, on_terminal, sections
 from rich.console import Console
-from rich.table import Table
 
-from pcsr.export.pipeline import export_bundle
-from pcsr.model.checkpoint import load_checkpoint
-from pcsr.model.dense import DenseNetwork, load_dense
-from pcsr.model.reference import upscale
-from pcsr.runtime import Options, Upscaler
-from pcsr.runtime.atomic import write_whole
-from pcsr.runtime.console import exit_on_error, format_size, parse_size
+from pcsr.runtime.console import exit_on_error, parse_size, start_logging
+from pcsr.runtime.errors import OptionError
 from pcsr.runtime.machine import usable_cores
-from pcsr.runtime.pictures import read_picture
 
-SCALE = 4
-VECTOR_UNITS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-ORACLE, DENSE = "oracle, PyTorch, k = 0", "dense x4, ONNX Runtime"
+logger = logging.getLogger("pcsr.bench")
 
-Competitor = Callable[[], object]
-
-
-def dense_graph(network: DenseNetwork) -> bytes:
-    """The dense x4 network as PyTorch's own exporter writes it: lr (1, 3, h, w) to hr, in the network's precision."""
-    model = io.BytesIO()
-    example = torch.rand(1, 3, 32, 40).to(next(network.parameters()).dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (example,),
-            model,
-            dynamo=False,
-            opset_version=17,
-            input_names=["lr"],
-            output_names=["hr"],
-            dynamic_axes={"lr": {2: "h", 3: "w"}, "hr": {2: "H", 3: "W"}},
-        )
-    return model.getvalue()
+RULES = ("k=0", "adaptive", "budget=0", "budget=0.05", "budget=0.3", "budget=1")
+# What --against needs to see a change of either backend in under two minutes.
+AGAINST_COMPETITORS, AGAINST_RULES = ("native", "onnxruntime", "dense-onnxruntime"), ("k=0", "adaptive")
+OUTSIDE = 1
 
 
-def dense_in_onnxruntime(checkpoint: Path, lr: NDArray[Any], threads: int) -> Competitor:
-    """The dense x4 network in ONNX Runtime, uint8 in and out like ours."""
-    network = load_dense(checkpoint)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(dense_graph(network), options, providers=["CPUExecutionProvider"])
-    mean = np.array(network.spec.mean, dtype=np.float32).reshape(1, 3, 1, 1)
+class Several(click.ParamType):
+    """A list with commas in between, each part read by a function."""
 
-    def run() -> NDArray[np.uint8]:
-        planar = np.ascontiguousarray(lr.transpose(2, 0, 1))[None].astype(np.float32) / 255 - mean
-        hr = session.run(None, {"lr": planar})[0] + mean
-        return np.rint(np.clip(hr[0] * 255, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
+    name = "LIST"
 
-    return run
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
 
-
-def in_turn(competitors: dict[str, Competitor], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each competitor in each round, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    for number in range(rounds + 1):
-        for name, run in competitors.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        try:
+            return tuple(self._read(part.strip()) for part in value.split(","))
+        except (ValueError, OptionError) as error:
+            self.fail(str(error), param, ctx)
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """What a reader needs to place the numbers."""
-    cpu = {}
-    if Path("/proc/cpuinfo").exists():
-        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        cpu = {key.strip(): value.strip() for key, _, value in lines}
-    flags = cpu.get("flags", "").split()
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "processor": cpu.get("model name", platform.processor()),
-        "vendor": cpu.get("vendor_id", ""),
-        "vector units": [
-            f for f in ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if f in flags
-        ],
-        "cores": usable_cores(),
-        "threads": threads,
-        "load before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("pcsr", "numpy", "onnxruntime", "torch")},
-        "commit": git.stdout.strip(),
-    }
+def a_count(text: str) -> int:
+    """Threads, 1 or more; ValueError for anything else."""
+    if (count := int(text)) < 1:
+        raise ValueError(f"{count} is not 1 or more")
+    return count
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    low, middle, high = np.percentile(values, (25, 50, 75))
-    return float(low), float(middle), float(high)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Competitors: " + "; ".join(f"{name}: {what}" for name, what in COMPETITORS.items()) + ".",
+)
+@click.argument("checkpoint", required=False)
 @click.option("--dense", type=click.Path(path_type=Path), help="The dense x4 network's checkpoint (.pth).")
+@click.option(
+    "--random",
+    type=click.Choice(["dense", "all"]),
+    help="Random weights, for times alone: of the dense network; or of both, CHECKPOINT being a backbone's name.",
+)
 @click.option("--picture", type=click.Path(path_type=Path), help="Input picture.  [default: a cat, 420x276]")
-@click.option("--size", metavar="WIDTHxHEIGHT", help="Crop the input to this size.")
-@click.option("--backend", default="auto", show_default=True, help="What runs fp32.")
-@click.option("--rounds", type=click.IntRange(3), default=7, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=usable_cores(), show_default=True)
-@click.option("--oracle/--no-oracle", default=True, help="Time the published inference too; it is slow.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="Cache: int8 is timed too.")
+@click.option("--truth", type=click.Path(path_type=Path), help="What it should become, for PSNR.")
+@click.option("--competitors", type=Several(str), help="[default: all but int8]")
+@click.option("--rules", type=Several(parse_rule), help=f"Of the runtime.  [default: {','.join(RULES)}]")
+@click.option("--sizes", type=Several(parse_size), help="Of the input, cut or mirrored.  [default: its own]")
+@click.option("--scales", type=Several(float), help="[default: 4]")
+@click.option("--threads", type=Several(a_count), help="[default: usable cores]")
+@click.option("--rounds", type=click.IntRange(3), default=5, show_default=True)
+@click.option("--process", type=click.IntRange(0), default=0, help="Also time so many runs of pcsr-upscale.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Cache, for the competitor int8.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write the record to this file.")
+@click.option("--markdown", is_flag=True, help="Print tables as Markdown.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw time against PSNR and size into this folder."
+)
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="Compare with this record; status 1 if it changed."
+)
+@click.option("--band", type=click.FloatRange(0), default=BAND, show_default=True, help="Of --against.")
+@click.option(
+    "--show", type=click.Path(path_type=Path), help="Measure nothing: tables and plots of this record."
+)
 @click.option("--folder", type=click.IntRange(2), help="Instead: how busy computing is, of so many pictures.")
-@click.option("--json", "report", type=click.Path(path_type=Path), help="Write everything to this file.")
 @exit_on_error()
 def main(
-    checkpoint: Path,
+    *,
+    checkpoint: str | None,
     dense: Path | None,
+    random: str | None,
     picture: Path | None,
-    size: str | None,
-    backend: str,
+    truth: Path | None,
+    competitors: tuple[str, ...] | None,
+    rules: tuple[Any, ...] | None,
+    sizes: tuple[tuple[int, int], ...] | None,
+    scales: tuple[float, ...] | None,
+    threads: tuple[int, ...] | None,
     rounds: int,
-    threads: int,
-    oracle: bool,
+    process: int,
     calibration: Path | None,
-    folder: int | None,
     report: Path | None,
+    markdown: bool,
+    plot: Path | None,
+    against: Path | None,
+    band: float,
+    show: Path | None,
+    folder: int | None,
 ) -> None:
-    """Time the runtime beside the published inference and the dense network."""
-    environ = environment(threads)
-    if folder is not None:
-        _time_folder(checkpoint, folder, threads, report, environ)
+    """Time the runtime of CHECKPOINT beside the published inference, dense networks and bicubic."""
+    start_logging()
+    if show is not None:
+        record = read_record(show)
+        _tell(list(sections(record)), markdown=markdown)
+        _draw(record, plot, show.stem)
         return
-    torch.set_num_threads(threads)
-    lr = read_picture(picture).pixels if picture else skimage.data.chelsea()[:276, :420]
-    if size:
-        height, width = parse_size(size)
-        lr = lr[:height, :width]
-    lr = np.ascontiguousarray(lr)
-    with TemporaryDirectory() as made:
-        bundle = Path(made) / "bundle"
-        wanted = ("fp32",) if calibration is None else ("fp32", "int8")
-        export_bundle(checkpoint, bundle, precisions=wanted, calibration=calibration)
-        with ExitStack() as opened:
-            up = opened.enter_context(Upscaler.open(bundle, backend=backend, threads=threads))
-            competitors: dict[str, Competitor] = {}
-            if dense:
-                competitors[DENSE] = dense_in_onnxruntime(dense, lr, threads)
-            if oracle:
-                network = load_checkpoint(checkpoint)
-                competitors[ORACLE] = lambda: upscale(network, lr, scale=SCALE)
-            results: dict[str, Any] = {}
-
-            def ours(name: str, by: Upscaler = up, **options: Any) -> None:
-                def run() -> None:
-                    results[name] = by(lr, scale=SCALE, **options)
-
-                competitors[name] = run
-
-            ours("k = 0", k=0.0)
-            if calibration is not None:
-                integer = opened.enter_context(Upscaler.open(bundle, precision="int8", threads=threads))
-                ours("k = 0, int8", integer, k=0.0)
-            ours("adaptive", adaptive=True)
-            ours("all light", budget=0.0)
-            ours("all heavy", budget=1.0)
-            seconds = in_turn(competitors, rounds)
-            ran = f"{up.backend}, {up.provider}, {up.precision}"
-    baselines = [name for name in (DENSE, ORACLE) if name in seconds]
-    table = Table(
-        "", "ms, median", *(f"of {name.partition(',')[0]} [quartiles]" for name in baselines), "heavy %"
+    if checkpoint is None:
+        raise OptionError("name a checkpoint, or with --random all a backbone")
+    if folder is not None:
+        count = usable_cores() if threads is None else threads[0]
+        _tell([time_folders(Path(checkpoint), folder, count, report)], markdown=markdown)
+        return
+    before = None if against is None else read_record(against)
+    pictures = load_pictures(picture, truth)
+    like = None if before is None else before.cells[0]
+    plan = Plan(
+        competitors=competitors or (AGAINST_COMPETITORS if like else _all(calibration)),
+        rules=rules or tuple(map(parse_rule, AGAINST_RULES if like else RULES)),
+        sizes=sizes or ((parse_size(like.lr) if like else pictures.size),),
+        scales=scales or (like.scale if like else 4.0,),
+        threads=threads or (like.threads if like else usable_cores(),),
+        rounds=rounds,
+        process_runs=process,
+        calibration=calibration,
     )
-    record: dict[str, Any] = {
-        "environment": environ,
-        "lr": format_size(lr.shape[:2]),
-        "scale": SCALE,
-        "backend": ran,
-    }
-    record["seconds"] = seconds
-    for name, times in seconds.items():
-        ratios = {b: quartiles([a / c for a, c in zip(times, seconds[b], strict=True)]) for b in baselines}
-        record.setdefault("ratios", {})[name] = ratios
-        cells = [f"{middle:.3f} [{low:.3f}, {high:.3f}]" for low, middle, high in ratios.values()]
-        share = f"{100 * results[name].shares[-1]:.1f}" if name in results else ""
-        table.add_row(name, f"{1000 * quartiles(times)[1]:.0f}", *cells, share)
-    stages = Table("ms by stage", *next(iter(results.values())).milliseconds)
-    for name, result in results.items():
-        record.setdefault("milliseconds", {})[name] = dict(result.milliseconds)
-        stages.add_row(name, *(f"{value:.0f}" for value in result.milliseconds.values()))
-    console = Console()
-    console.print(f"{environ['processor']}, {threads} threads, LR {record['lr']} x{SCALE}, {ran}")
-    console.print(table)
-    console.print(stages)
-    if report:
-        write_whole(report, json.dumps(record, indent=2).encode() + b"\n")
-
-
-def _time_folder(
-    checkpoint: Path, count: int, threads: int, report: Path | None, environ: dict[str, Any]
-) -> None:
-    """Folders of PNG and of JPEG, each upscaled by 4."""
-    record: dict[str, Any] = {"environment": environ, "scale": SCALE, "folders": {}}
-    table = Table("pictures 512x512", "s", "megapixels/s")
+    check_names(plan.competitors)
     with TemporaryDirectory() as made:
-        bundle = Path(made) / "bundle"
-        export_bundle(checkpoint, bundle, precisions=("fp32",))
-        with Upscaler.open(bundle, threads=threads) as up:
-            up.warmup((SIDE, SIDE), scale=SCALE)
-            for suffix in (".png", ".jpg"):
-                inputs, outputs = Path(made) / f"in{suffix}", Path(made) / f"out{suffix}"
-                inputs.mkdir()
-                outputs.mkdir()
-                make_folder(inputs, count, suffix)
-                found = busy_shares(up, inputs, outputs, Options(scale=SCALE))
-                record["folders"][suffix] = found
-                if not table.rows:
-                    for step in found["shares"]:
-                        table.add_column(f"{step}, %")
-                pixels = count * (SCALE * SIDE) ** 2
-                shares = [f"{100 * share:.1f}" for share in found["shares"].values()]
-                speed = f"{pixels / found['seconds'] / 1e6:.2f}"
-                table.add_row(f"{count} {suffix[1:]}", f"{found['seconds']:.1f}", speed, *shares)
-    Console().print(table)
-    if report:
-        write_whole(report, json.dumps(record, indent=2).encode() + b"\n")
+        networks = load_networks(checkpoint, dense, cast(Random | None, random), Path(made))
+        if before is not None:
+            check_comparable(before, processor(), networks.pcsr_source, networks.dense_source, pictures.told)
+        record = measure(plan, networks, pictures)
+    if report is not None:
+        write_record(record, report)
+    _tell(list(sections(record)), markdown=markdown)
+    _draw(record, plot, "bench" if report is None else report.stem)
+    if before is not None:
+        found = changes(before, record, band)
+        _tell([verdict(found)], markdown=markdown)
+        if not all(change.holds for change in found):
+            sys.exit(OUTSIDE)
+
+
+def _all(calibration: Path | None) -> tuple[str, ...]:
+    """Every competitor; int8 where it can be made."""
+    return tuple(name for name in COMPETITORS if name != "int8" or calibration is not None)
+
+
+def _tell(parts: Sequence[Section], *, markdown: bool) -> None:
+    if markdown:
+        click.echo(in_markdown(parts))
+    else:
+        on_terminal(parts, Console())
+
+
+def _draw(record: Record, folder: Path | None, stem: str) -> None:
+    if folder is None:
+        return
+    made = draw(record, folder, stem)
+    for file in made:
+        logger.info("wrote %s", file)
+    if not made:
+        logger.warning("nothing to draw: there is no ground truth, and one size only")
 
 
 if __name__ == "__main__":

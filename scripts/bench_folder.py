@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 import skimage.data
+from bench_machine import begin, ended
+from bench_tables import Section
 from numpy.typing import NDArray
 
+from pcsr.export.pipeline import export_bundle
 from pcsr.runtime import Options, Upscaler
+from pcsr.runtime.atomic import write_whole
 from pcsr.runtime.bicubic import resize
 from pcsr.runtime.errors import CheckError
 from pcsr.runtime.files import FileRequest
@@ -21,9 +27,9 @@ from pcsr.runtime.folder.plan import Job, plan_jobs
 from pcsr.runtime.folder.run import Outcome, Run
 from pcsr.runtime.pictures import write_picture
 
-__all__ = ["busy_shares", "make_folder"]
+__all__ = ["busy_shares", "make_folder", "time_folders"]
 
-SIDE = 512
+SCALE, SIDE = 4, 512
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -88,3 +94,51 @@ def busy_shares(upscaler: Upscaler, folder: Path, output: Path, options: Options
         "seconds": wall,
         "shares": {step: seconds / wall for step, seconds in steps.items()},
     }
+
+
+def time_folders(checkpoint: Path, count: int, threads: int, report: Path | None) -> Section:
+    """Upscale folders of so many PNG and JPEG pictures by 4.
+
+    Args:
+        checkpoint: of the network.
+        count: pictures in a folder.
+        threads: of the upscaler.
+        report: file for the numbers, as JSON.
+    """
+    environment = begin((threads,))
+    folders: dict[str, dict[str, Any]] = {}
+    with TemporaryDirectory() as made:
+        bundle = Path(made) / "bundle"
+        export_bundle(checkpoint, bundle, precisions=("fp32",))
+        with Upscaler.open(bundle, threads=threads) as up:
+            up.warmup((SIDE, SIDE), scale=SCALE)
+            for suffix in (".png", ".jpg"):
+                inputs, outputs = Path(made) / f"in{suffix}", Path(made) / f"out{suffix}"
+                inputs.mkdir()
+                outputs.mkdir()
+                make_folder(inputs, count, suffix)
+                folders[suffix] = busy_shares(up, inputs, outputs, Options(scale=SCALE))
+    if report is not None:
+        told = {
+            "environment": msgspec.to_builtins(ended(environment)),
+            "threads": threads,
+            "scale": SCALE,
+            "folders": folders,
+        }
+        write_whole(report, msgspec.json.format(msgspec.json.encode(told)) + b"\n")
+    pixels = count * (SCALE * SIDE) ** 2
+    rows = [
+        (
+            f"{count} {suffix[1:]}",
+            f"{found['seconds']:.1f}",
+            f"{pixels / found['seconds'] / 1e6:.2f}",
+            *(f"{100 * share:.1f}" for share in found["shares"].values()),
+        )
+        for suffix, found in folders.items()
+    ]
+    steps = (f"{step}, %" for step in next(iter(folders.values()))["shares"])
+    return Section(
+        f"Folders of {SIDE}x{SIDE}, ×{SCALE}, threads: {threads}",
+        ("pictures", "s", "megapixels/s", *steps),
+        tuple(rows),
+    )

@@ -15,7 +15,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from bench import dense_graph, in_turn, quartiles
+from bench_peers import dense_graph
+from bench_record import quartiles, ratios
+from bench_rounds import in_turn
 from gpu_check_setup import Figures, Setup, Skip
 from gpu_check_targets import Target, photo
 from numpy.typing import NDArray
@@ -72,14 +74,13 @@ def rounds(setup: Setup, competitors: Mapping[str, Competitor]) -> Figures:
             found[name] = {"error": f"{type(error).__name__}: {error}"[:400]}
         else:
             able[name] = _waiting(setup, run)
-    seconds = in_turn(able, ROUNDS[setup.small])
-    first = next(iter(seconds), None)
-    for name, times in seconds.items():
-        ratios = [mine / base for mine, base in zip(times, seconds[first], strict=True)] if first else []
+    timed = in_turn(able, ROUNDS[setup.small])
+    first = next(iter(timed.values())).seconds if timed else []
+    for name, times in timed.items():
         found[name] = {
-            "ms": [1000 * value for value in quartiles(times)],
-            "of the first": list(quartiles(ratios)),
-            "all ms": [round(1000 * value, 4) for value in times],
+            "ms": [1000 * value for value in quartiles(times.seconds)],
+            "of the first": list(ratios(times.seconds, first)),
+            "all ms": [round(1000 * value, 4) for value in times.seconds],
         }
     return found
 

@@ -19,7 +19,8 @@ import click
 import msgspec
 import numpy as np
 import onnx
-from bench import environment
+from bench_machine import begin
+from bench_record import Environment
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
@@ -70,7 +71,7 @@ class Report(msgspec.Struct, frozen=True):
     lr: str
     layers: tuple[Timed, ...]
     wholes: tuple[Timed, ...]
-    environment: dict[str, object]
+    environment: Environment
     versions: dict[str, str]
 
 
@@ -195,7 +196,7 @@ def measure(bundle: Bundle, lr: tuple[int, int], *, threads: int, rounds: int) -
         lr=format_size(lr),
         layers=tuple(seen.values()),
         wholes=tuple(wholes),
-        environment=environment(threads),
+        environment=begin((threads,)),
         versions={name: version(name) for name in ("numpy", "onnx", "onnxruntime")},
     )
 
