@@ -56,7 +56,7 @@ ALIASES = {"jpg": "jpeg", "tif": "tiff"}
 @click.option("--quality", type=int, help="Of JPEG, WebP and AVIF, 1 to 100.  [default: 95]")
 @click.option(
     "--compression",
-    help="Of PNG 0 (fast) to 9 (small), of TIFF none, lzw or deflate.  [default: 4, deflate]",
+    help="Of PNG 0 (fast) to 9 (small), of TIFF none, lzw or deflate.  [default: 3, deflate]",
 )
 @click.option("--lossless", is_flag=True, help="WebP and AVIF lose nothing.")
 @click.option("--page", type=click.IntRange(min=1), help="Only this one of a file with several, 1 the first.")

@@ -46,7 +46,7 @@ class Encoding:
     Attributes:
         form: "png", "jpeg", "tiff", "webp" or "avif"; None: as the name of the file says.
         quality: of JPEG, WebP and AVIF, 1 to 100; None: 95.
-        compression: of PNG "0" (fast) to "9" (small), of TIFF "deflate", "none" or "lzw"; None: "4" and
+        compression: of PNG "0" (fast) to "9" (small), of TIFF "deflate", "none" or "lzw"; None: "3" and
             "deflate".
         lossless: WebP and AVIF lose nothing.
     """
