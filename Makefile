@@ -8,7 +8,7 @@ SOURCES = $(ROOMS) scripts tests setup.py
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2
 
-.PHONY: help dev dev-gpu test test-slow lint types sanitize demo bundles clean
+.PHONY: help dev dev-gpu test test-slow lint types sanitize bench-kernels demo bundles clean
 
 help:
 	@echo "make dev        set up $(VENV) with everything the tests need"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make sanitize   run the native kernels' own tests under the address and undefined-behaviour sanitizers"
+	@echo "make bench-kernels  how much of the processor's peak the parts of the native kernels reach"
 	@echo "make demo       upscale and validate one photograph (CHECKPOINT=path: export that first)"
 	@echo "make bundles    export the networks that ship (training/networks) into runtime/bundles"
 
@@ -50,29 +51,30 @@ test: lint types
 test-slow: dev
 	$(BIN)/pytest -m slow -n $(WORKERS)
 
-# Instruction sets and their flags are those of setup.py.
+# Instruction sets, their lanes and flags are those of setup.py.
 NATIVE = runtime/native/src
-KERNELS = $(filter-out $(NATIVE)/abi.cpp $(NATIVE)/network.cpp,$(wildcard $(NATIVE)/*.cpp))
 HEADERS = $(wildcard $(NATIVE)/*.hpp)
+COMPILE = $(CXX) -std=c++17 -ffp-contract=fast -fno-math-errno -pthread -I$(NATIVE)
+INSTRUCTION_SETS = scalar
+ifeq ($(shell uname -m),x86_64)
+INSTRUCTION_SETS += avx2 avx512
+COMPILE += -DPCSR_X86 -march=x86-64
+endif
+FOR_scalar = -DPCSR_ISA=scalar -DPCSR_LANES=1
+FOR_avx2 = -DPCSR_ISA=avx2 -DPCSR_LANES=8 -mavx2 -mfma
+FOR_avx512 = -DPCSR_ISA=avx512 -DPCSR_LANES=16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
+KERNELS = $(filter-out $(NATIVE)/abi.cpp $(NATIVE)/network.cpp,$(wildcard $(NATIVE)/*.cpp))
+
 SANITIZED = build/sanitize
-SANITIZE = $(CXX) -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -pthread \
-	-fsanitize=address,undefined -fno-sanitize-recover=all -I$(NATIVE)
+SANITIZE = $(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 
 define SANITIZED_KERNELS
 SANITIZED_OBJECTS += $(KERNELS:$(NATIVE)/%.cpp=$(SANITIZED)/$(1)/%.o)
 $(SANITIZED)/$(1)/%.o: $(NATIVE)/%.cpp $(HEADERS)
 	@mkdir -p $$(@D)
-	$(SANITIZE) $(3) -DPCSR_ISA=$(1) -DPCSR_LANES=$(2) -c $$< -o $$@
+	$(SANITIZE) $$(FOR_$(1)) -c $$< -o $$@
 endef
-
-ifeq ($(shell uname -m),x86_64)
-SANITIZE += -DPCSR_X86 -march=x86-64
-endif
-$(eval $(call SANITIZED_KERNELS,scalar,1,))
-ifeq ($(shell uname -m),x86_64)
-$(eval $(call SANITIZED_KERNELS,avx2,8,-mavx2 -mfma))
-$(eval $(call SANITIZED_KERNELS,avx512,16,-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma))
-endif
+$(foreach set,$(INSTRUCTION_SETS),$(eval $(call SANITIZED_KERNELS,$(set))))
 
 $(SANITIZED)/kernels_test: tests/runtime/native/kernels_test.cpp $(NATIVE)/network.cpp $(HEADERS) $(SANITIZED_OBJECTS)
 	@mkdir -p $(@D)
@@ -80,6 +82,15 @@ $(SANITIZED)/kernels_test: tests/runtime/native/kernels_test.cpp $(NATIVE)/netwo
 
 sanitize: $(SANITIZED)/kernels_test
 	$<
+
+# A program of scripts/bench_kernels.py for each instruction set, which runs those that the processor has.
+BENCHED = backbone heads perceptron network
+build/bench/%: scripts/bench_kernels.cpp scripts/peaks.hpp $(HEADERS) $(BENCHED:%=$(NATIVE)/%.cpp)
+	@mkdir -p $(@D)
+	$(COMPILE) -O3 $(FOR_$*) -Iscripts $(filter %.cpp,$^) -o $@
+
+bench-kernels: dev
+	$(BIN)/python scripts/bench_kernels.py
 
 demo: dev
 	$(BIN)/python scripts/demo.py $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
