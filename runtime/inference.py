@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 # A refined block computes a margin of one pixel twice: taller blocks make that a few per cent.
 REFINED_BLOCKS = 4
-# ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
-ARENA_OVERHEAD = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +239,6 @@ class Inference:
         block_bytes = block * self.backend.block_bytes
         self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
         fixed = given + difficulty + output + self.workers * block_bytes
-        table = self.backend.table_bytes
-        working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
         self.side = choose_tile(
             h,
             w,
@@ -250,12 +246,12 @@ class Inference:
             asked=self.resources.tile,
             fixed_bytes=fixed,
             bytes_per_row=row_bytes,
-            bytes_per_pixel=working,
+            window_bytes=self.backend.working_bytes,
             limit=self.resources.memory_limit,
         )
         tiles = plan_tiles(self.rows, self.columns, self.side, halo=self.manifest.halo)
-        all_tables = sum(tile.window.pixels for tile in tiles) * table
-        largest = max(tile.window.pixels for tile in tiles) * working
+        all_tables = sum(tile.window.pixels for tile in tiles) * self.backend.table_bytes
+        largest = max(self.backend.working_bytes(*shape) for shape in {tile.window.shape for tile in tiles})
         band = min(self.side, h) * row_bytes
         kept = fixed + band + largest + all_tables <= self.resources.memory_limit
         logger.debug(

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.backends.graphs import Run
+from pcsr.runtime.backends.graphs import Run, graph_bytes
 from pcsr.runtime.backends.protocol import Float, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch
@@ -61,6 +61,14 @@ class NativeBackend:
         self._engine = library.open(bundle.manifest, weights)
         self.table_bytes = 4 * self._engine.row
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
+        self._graph_bytes = graph_bytes(bundle.manifest)
+
+    def working_bytes(self, h: int, w: int) -> int:
+        """What the kernels say; of a graph in their place its own, and tables twice."""
+        tables = h * w * self.table_bytes
+        if self._backbone is None:
+            return tables + self._engine.working_bytes(h, w, self._threads)
+        return 2 * tables + h * w * self._graph_bytes
 
     def place(self, rows: Axis, columns: Axis) -> PlaceArrays:
         """Row and column terms of every per-pixel network, for one picture, as the kernels read them."""

@@ -372,7 +372,7 @@ def test_a_memory_limit_makes_smaller_tiles_or_says_what_is_needed(small_bundle:
     picture = np.zeros((300, 300, 3), np.uint8)
     with Upscaler.open(small_bundle, threads=1) as up:
         whole = up(picture, scale=2, budget=0.5)
-    with Upscaler.open(small_bundle, threads=1, memory_limit=40 << 20) as up:
+    with Upscaler.open(small_bundle, threads=1, memory_limit=24 << 20) as up:
         tiled = up(picture, scale=2, budget=0.5)
     assert whole.tile == (300, 300)
     assert tiled.tile < whole.tile

@@ -215,9 +215,8 @@ class Carn final : public Backbone {
         }
     }
 
-    void run(const float* lr, int h, int w, float* tables, int threads) const override {
-        const Workspaces::Lease lease(workspaces_);
-        Workspace& workspace = *lease;
+   private:
+    void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const override {
         const Cut cut(h, w, CarnPass::kAhead);
         const auto plane = [&](int index) {
             return Plane{workspace.planes.get(index, Plane::floats(cut, width_)), &cut, width_};
@@ -240,13 +239,11 @@ class Carn final : public Backbone {
         }
     }
 
-   private:
     int width_;
     Entry entry_;
     std::vector<CarnBlock> blocks_;
     std::vector<std::vector<Pointwise>> outer_;
     TableLayer table_layer_;
-    mutable Workspaces workspaces_;
 };
 
 }  // namespace PCSR_ISA

@@ -150,9 +150,8 @@ class Fsrcnn final : public Backbone {
         }
     }
 
-    void run(const float* lr, int h, int w, float* tables, int threads) const override {
-        const Workspaces::Lease lease(workspaces_);
-        Workspace& workspace = *lease;
+   private:
+    void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const override {
         const std::size_t layers = mapping_.size();
         const std::size_t passes = std::max<std::size_t>(1, (layers + kMostMapping - 1) / kMostMapping);
         const Cut cut(h, w, static_cast<int>((layers + passes - 1) / passes));
@@ -174,7 +173,6 @@ class Fsrcnn final : public Backbone {
         }
     }
 
-   private:
     // In a pass: each takes a column from either side of every strip.
     static constexpr std::size_t kMostMapping = 6;
 
@@ -186,7 +184,6 @@ class Fsrcnn final : public Backbone {
     Pointwise expand_;
     std::vector<MappingLayer> mapping_;
     TableLayer table_layer_;
-    mutable Workspaces workspaces_;
 };
 
 }  // namespace PCSR_ISA

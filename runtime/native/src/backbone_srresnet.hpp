@@ -121,9 +121,8 @@ class SrResnet final : public Backbone {
         if (trunk_.empty()) throw pcsr::NoKernels("there are no native kernels for a trunk of no units");
     }
 
-    void run(const float* lr, int h, int w, float* tables, int threads) const override {
-        const Workspaces::Lease lease(workspaces_);
-        Workspace& workspace = *lease;
+   private:
+    void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const override {
         const Cut cut(h, w, TrunkPass::kAhead);
         Plane planes[2];
         for (int i = 0; i < 2 && trunk_.size() > 1; ++i) {
@@ -143,14 +142,12 @@ class SrResnet final : public Backbone {
         }
     }
 
-   private:
     static constexpr float kSlope = 0.1f;  // of the activation behind the entry, below zero
 
     int width_;
     Entry entry_;
     std::vector<TrunkUnit> trunk_;
     TableLayer table_layer_;
-    mutable Workspaces workspaces_;
 };
 
 }  // namespace PCSR_ISA
