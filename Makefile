@@ -15,7 +15,7 @@ help:
 	@echo "make dev-gpu    the same with a GPU's libraries (GPU=gpu-cuda12,trt-rtx: other extras)"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make sanitize   run the native kernels' own tests under the address and undefined-behaviour sanitizers"
+	@echo "make sanitize   run the native kernels' own tests under the sanitizers of addresses, undefined behaviour, threads"
 	@echo "make bench-kernels  how much of the processor's peak the parts of the native kernels reach"
 	@echo "make demo       upscale and validate one photograph (CHECKPOINT=path: export that first)"
 	@echo "make bundles    export the networks that ship (training/networks) into runtime/bundles"
@@ -65,23 +65,35 @@ FOR_avx2 = -DPCSR_ISA=avx2 -DPCSR_LANES=8 -mavx2 -mfma
 FOR_avx512 = -DPCSR_ISA=avx512 -DPCSR_LANES=16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
 KERNELS = $(filter-out $(NATIVE)/abi.cpp $(NATIVE)/network.cpp,$(wildcard $(NATIVE)/*.cpp))
 
+# Of tests/runtime/native: kernels_test once, with all instruction sets; backbone_test for each of them, and for threads.
 SANITIZED = build/sanitize
-SANITIZE = $(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+SANITIZE = $(COMPILE) -O1 -g1 -fno-sanitize-recover=all
+NATIVE_TESTS = tests/runtime/native
+TEST_HEADERS = $(HEADERS) $(wildcard $(NATIVE_TESTS)/*.hpp)
 
 define SANITIZED_KERNELS
 SANITIZED_OBJECTS += $(KERNELS:$(NATIVE)/%.cpp=$(SANITIZED)/$(1)/%.o)
 $(SANITIZED)/$(1)/%.o: $(NATIVE)/%.cpp $(HEADERS)
 	@mkdir -p $$(@D)
-	$(SANITIZE) $$(FOR_$(1)) -c $$< -o $$@
+	$(SANITIZE) -fsanitize=address,undefined $$(FOR_$(1)) -c $$< -o $$@
+
+$(SANITIZED)/$(1)/backbone_test: $(NATIVE_TESTS)/backbone_test.cpp $(SANITIZED)/$(1)/backbone.o $(NATIVE)/network.cpp $(TEST_HEADERS)
+	$(SANITIZE) -fsanitize=address,undefined $$(FOR_$(1)) $$(filter-out %.hpp,$$^) -o $$@
 endef
 $(foreach set,$(INSTRUCTION_SETS),$(eval $(call SANITIZED_KERNELS,$(set))))
 
-$(SANITIZED)/kernels_test: tests/runtime/native/kernels_test.cpp $(NATIVE)/network.cpp $(HEADERS) $(SANITIZED_OBJECTS)
-	@mkdir -p $(@D)
-	$(SANITIZE) $< $(NATIVE)/network.cpp $(SANITIZED_OBJECTS) -o $@
+$(SANITIZED)/kernels_test: $(NATIVE_TESTS)/kernels_test.cpp $(NATIVE)/network.cpp $(SANITIZED_OBJECTS) $(TEST_HEADERS)
+	$(SANITIZE) -fsanitize=address,undefined $(filter-out %.hpp,$^) -o $@
 
-sanitize: $(SANITIZED)/kernels_test
-	$<
+$(SANITIZED)/threads_test: $(NATIVE_TESTS)/backbone_test.cpp $(NATIVE)/backbone.cpp $(NATIVE)/network.cpp $(TEST_HEADERS)
+	@mkdir -p $(@D)
+	$(SANITIZE) -fsanitize=thread $(FOR_scalar) $(filter-out %.hpp,$^) -o $@
+
+BACKBONE_TESTS = $(INSTRUCTION_SETS:%=$(SANITIZED)/%/backbone_test)
+sanitize: $(SANITIZED)/kernels_test $(BACKBONE_TESTS) $(SANITIZED)/threads_test
+	$(SANITIZED)/kernels_test
+	set -e; for program in $(BACKBONE_TESTS); do $$program; done
+	$(SANITIZED)/threads_test threads
 
 # A program of scripts/bench_kernels.py for each instruction set, which runs those that the processor has.
 BENCHED = backbone heads perceptron network
