@@ -124,8 +124,10 @@ class CarnPass {
             for (int step = 0; step < kSteps; ++step) {
                 const int ahead = kAhead - 2 * (step + 1);  // what the step gives
                 const Ring& in = step == 0 ? rows.x : rows.mixed[step - 1];
-                convolve(strip, rows, block.conv1, in, y + ahead + 1, ahead + 1, rows.conv1[step]);
-                convolve(strip, rows, block.conv2, rows.conv1[step], y + ahead, ahead, rows.conv2);
+                convolve(strip, block.conv1, in, rows.zeros, y + ahead + 1, ahead + 1, kRectified, rows.conv1[step],
+                         rows.scratch);
+                convolve(strip, block.conv2, rows.conv1[step], rows.zeros, y + ahead, ahead, kRectified, rows.conv2,
+                         rows.scratch);
                 if (needed(strip, y + ahead, ahead)) mix(strip, rows, step, y + ahead);
             }
         }
@@ -137,21 +139,9 @@ class CarnPass {
         rows.x.slab(y, to);
         if (entry) {
             rows.entry.slab(*entry, picture, strip, y, to);
-            return;
+        } else {
+            load_slab(strip, in, y, to);
         }
-        for (int i = 0; i < kSlab; ++i) {
-            if (strip.has_row(y + i)) load_row(strip, in, y + i, to[i]);
-        }
-    }
-
-    void convolve(const Strip& strip, Rows& rows, const SlabConvolution& convolution, const Ring& in, int y, int ahead,
-                  Ring& out) const {
-        if (!needed(strip, y, ahead)) return;
-        const float* from[kSlab + 2];
-        float* to[kSlab];
-        in.around(strip, rows.zeros, y, 1, from);
-        out.slab(y, to);
-        convolution.slab(strip, from, kRectified, to, rows.scratch);
     }
 
     // The 1x1 convolutions of a step: the end of the residual unit, and the cascade.

@@ -89,12 +89,8 @@ class FsrcnnPass {
             source(strip, rows, y + ahead());
             for (int i = 0; i < ahead(); ++i) {
                 const int behind = ahead() - 1 - i;  // layers behind this one
-                if (!needed(strip, y + behind, behind)) continue;
-                const float* from[kSlab + 2];
-                float* to[kSlab];
-                rows.maps[i].around(strip, rows.zeros, y + behind, 1, from);
-                rows.maps[i + 1].slab(y + behind, to);
-                mapping[i]->convolution.slab(strip, from, mapping[i]->activation, to, rows.scratch);
+                convolve(strip, mapping[i]->convolution, rows.maps[i], rows.zeros, y + behind, behind, mapping[i]->activation,
+                         rows.maps[i + 1], rows.scratch);
             }
             for (int at = std::max(y, strip.y0); at < std::min(y + kSlab, strip.y1); ++at) give(strip, rows, at);
         }
@@ -115,9 +111,7 @@ class FsrcnnPass {
             }
             return;
         }
-        for (int i = 0; i < kSlab; ++i) {
-            if (strip.has_row(y + i)) load_row(strip, in, y + i, to[i]);
-        }
+        load_slab(strip, in, y, to);
     }
 
     void give(const Strip& strip, Rows& rows, int y) const {

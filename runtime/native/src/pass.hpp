@@ -10,6 +10,7 @@
 
 #include "parallel.hpp"
 #include "rings.hpp"
+#include "slab_convolution.hpp"
 #include "strips.hpp"
 #include "workspace.hpp"
 
@@ -21,6 +22,17 @@ constexpr int lead(int reach) { return (2 * reach + kSlab - 1) / kSlab * kSlab; 
 // Whether a layer that is `ahead` rows ahead has to compute the slab from y of a unit.
 inline bool needed(const Strip& strip, int y, int ahead) {
     return y + kSlab > strip.y0 - ahead && y + kSlab > 0 && y < strip.h;
+}
+
+// The slab from y of a 3x3 convolution that is `ahead` rows ahead, where anything needs it.
+inline void convolve(const Strip& strip, const SlabConvolution& convolution, const Ring& in, const float* zeros, int y,
+                     int ahead, Activation activation, Ring& out, float* scratch) {
+    if (!needed(strip, y, ahead)) return;
+    const float* from[kSlab + 2];
+    float* to[kSlab];
+    in.around(strip, zeros, y, 1, from);
+    out.slab(y, to);
+    convolution.slab(strip, from, activation, to, scratch);
 }
 
 // Pass has Rows(Arena&, const Pass&, tiles), and unit(strip, rows). Where the workspace's memory is only counted
