@@ -3,7 +3,8 @@
     python scripts/bench_kernels.py --json FILE
 
 Every instruction set that this processor has but the plain one, which is a reference, on one thread and on two. Each
-part is timed beside the peak of multiply-adds in registers, in turn in one process: shares are medians of the rounds'.
+part is timed beside the peak of multiply-adds in registers, in turn in one process, each time the best of three tries;
+shares are medians of the rounds'.
 Only multiply-adds that the network asks for count, no padding. Those of Winograd's convolutions are the products'; what
 the direct form would take for the same result has a column of its own. Parts work on a strip's rows, which lie in the
 second-level cache; the last one is a whole backbone, with what strips compute twice.

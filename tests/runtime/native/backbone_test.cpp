@@ -118,7 +118,8 @@ void test_calls_at_the_same_time_do_not_disturb_each_other(const reference::Netw
 }
 
 void test_memory_that_ends_is_an_exception(const reference::Network& network) {
-    const int h = 6, w = 70, row = network.description.row;
+    // Two strips at the least.
+    const int h = 2, w = 5 * kLanes, row = network.description.row;
     const std::vector<float> lr = random_picture(h, w);
     const std::vector<float> expected = run(*Owned(make_backbone(network.description)), lr, h, w, row, 3);
     std::vector<float> got(expected.size() + 1);
