@@ -8,14 +8,15 @@ SOURCES = $(ROOMS) scripts tests setup.py
 # A worker each core; every test keeps its own arithmetic to one or two threads.
 WORKERS ?= 2
 
-.PHONY: help dev dev-gpu test test-slow lint types sanitize demo bundles clean
+.PHONY: help dev dev-gpu test test-slow lint types sanitize bench-kernels demo bundles clean
 
 help:
 	@echo "make dev        set up $(VENV) with everything the tests need"
 	@echo "make dev-gpu    the same with a GPU's libraries (GPU=gpu-cuda12,trt-rtx: other extras)"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make sanitize   run the native kernels' own tests under the address and undefined-behaviour sanitizers"
+	@echo "make sanitize   run the native kernels' own tests under the sanitizers of addresses, undefined behaviour, threads"
+	@echo "make bench-kernels  how much of the processor's peak the parts of the native kernels reach"
 	@echo "make demo       upscale and validate one photograph (CHECKPOINT=path: export that first)"
 	@echo "make bundles    export the networks that ship (training/networks) into runtime/bundles"
 
@@ -50,36 +51,58 @@ test: lint types
 test-slow: dev
 	$(BIN)/pytest -m slow -n $(WORKERS)
 
-# Instruction sets and their flags are those of setup.py.
+# Instruction sets, their lanes and flags are those of setup.py.
 NATIVE = runtime/native/src
-KERNELS = $(filter-out $(NATIVE)/abi.cpp $(NATIVE)/network.cpp,$(wildcard $(NATIVE)/*.cpp))
 HEADERS = $(wildcard $(NATIVE)/*.hpp)
+COMPILE = $(CXX) -std=c++17 -ffp-contract=fast -fno-math-errno -pthread -I$(NATIVE)
+INSTRUCTION_SETS = scalar
+ifeq ($(shell uname -m),x86_64)
+INSTRUCTION_SETS += avx2 avx512
+COMPILE += -DPCSR_X86 -march=x86-64
+endif
+FOR_scalar = -DPCSR_ISA=scalar -DPCSR_LANES=1
+FOR_avx2 = -DPCSR_ISA=avx2 -DPCSR_LANES=8 -mavx2 -mfma
+FOR_avx512 = -DPCSR_ISA=avx512 -DPCSR_LANES=16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
+KERNELS = $(filter-out $(NATIVE)/abi.cpp $(NATIVE)/network.cpp,$(wildcard $(NATIVE)/*.cpp))
+
+# Of tests/runtime/native: kernels_test once, with all instruction sets; backbone_test for each of them, and for threads.
 SANITIZED = build/sanitize
-SANITIZE = $(CXX) -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -pthread \
-	-fsanitize=address,undefined -fno-sanitize-recover=all -I$(NATIVE)
+SANITIZE = $(COMPILE) -O1 -g1 -fno-sanitize-recover=all
+NATIVE_TESTS = tests/runtime/native
+TEST_HEADERS = $(HEADERS) $(wildcard $(NATIVE_TESTS)/*.hpp)
 
 define SANITIZED_KERNELS
 SANITIZED_OBJECTS += $(KERNELS:$(NATIVE)/%.cpp=$(SANITIZED)/$(1)/%.o)
 $(SANITIZED)/$(1)/%.o: $(NATIVE)/%.cpp $(HEADERS)
 	@mkdir -p $$(@D)
-	$(SANITIZE) $(3) -DPCSR_ISA=$(1) -DPCSR_LANES=$(2) -c $$< -o $$@
+	$(SANITIZE) -fsanitize=address,undefined $$(FOR_$(1)) -c $$< -o $$@
+
+$(SANITIZED)/$(1)/backbone_test: $(NATIVE_TESTS)/backbone_test.cpp $(SANITIZED)/$(1)/backbone.o $(NATIVE)/network.cpp $(TEST_HEADERS)
+	$(SANITIZE) -fsanitize=address,undefined $$(FOR_$(1)) $$(filter-out %.hpp,$$^) -o $$@
 endef
+$(foreach set,$(INSTRUCTION_SETS),$(eval $(call SANITIZED_KERNELS,$(set))))
 
-ifeq ($(shell uname -m),x86_64)
-SANITIZE += -DPCSR_X86 -march=x86-64
-endif
-$(eval $(call SANITIZED_KERNELS,scalar,1,))
-ifeq ($(shell uname -m),x86_64)
-$(eval $(call SANITIZED_KERNELS,avx2,8,-mavx2 -mfma))
-$(eval $(call SANITIZED_KERNELS,avx512,16,-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma))
-endif
+$(SANITIZED)/kernels_test: $(NATIVE_TESTS)/kernels_test.cpp $(NATIVE)/network.cpp $(SANITIZED_OBJECTS) $(TEST_HEADERS)
+	$(SANITIZE) -fsanitize=address,undefined $(filter-out %.hpp,$^) -o $@
 
-$(SANITIZED)/kernels_test: tests/runtime/native/kernels_test.cpp $(NATIVE)/network.cpp $(HEADERS) $(SANITIZED_OBJECTS)
+$(SANITIZED)/threads_test: $(NATIVE_TESTS)/backbone_test.cpp $(NATIVE)/backbone.cpp $(NATIVE)/network.cpp $(TEST_HEADERS)
 	@mkdir -p $(@D)
-	$(SANITIZE) $< $(NATIVE)/network.cpp $(SANITIZED_OBJECTS) -o $@
+	$(SANITIZE) -fsanitize=thread $(FOR_scalar) $(filter-out %.hpp,$^) -o $@
 
-sanitize: $(SANITIZED)/kernels_test
-	$<
+BACKBONE_TESTS = $(INSTRUCTION_SETS:%=$(SANITIZED)/%/backbone_test)
+sanitize: $(SANITIZED)/kernels_test $(BACKBONE_TESTS) $(SANITIZED)/threads_test
+	$(SANITIZED)/kernels_test
+	set -e; for program in $(BACKBONE_TESTS); do $$program; done
+	$(SANITIZED)/threads_test threads
+
+# A program of scripts/bench_kernels.py for each instruction set, which runs those that the processor has.
+BENCHED = backbone heads perceptron network
+build/bench/%: scripts/bench_kernels.cpp scripts/peaks.hpp $(HEADERS) $(BENCHED:%=$(NATIVE)/%.cpp)
+	@mkdir -p $(@D)
+	$(COMPILE) -O3 $(FOR_$*) -Iscripts $(filter %.cpp,$^) -o $@
+
+bench-kernels: dev
+	$(BIN)/python scripts/bench_kernels.py
 
 demo: dev
 	$(BIN)/python scripts/demo.py $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')

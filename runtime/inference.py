@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 
 # A refined block computes a margin of one pixel twice: taller blocks make that a few per cent.
 REFINED_BLOCKS = 2
-# ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
-ARENA_OVERHEAD = 1.2
+# Pixels of a block where memory is scarce.
+LEAST_BLOCK = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +235,13 @@ class Inference:
             # The rows of a row of tiles, and its halo on both sides.
             row_bytes += w * sample
             given = min(h, 2 * (self.manifest.halo + 1)) * w * sample
+        # Blocks of all workers at once may take a quarter of the limit. Where they would take more, fewer run, and
+        # where a single one would, it is smaller.
+        most = self.resources.memory_limit // (4 * self.backend.block_bytes)
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
-        # Blocks of all workers at once may take a quarter of the limit; where they would take more, fewer run.
-        block_bytes = block * self.backend.block_bytes
-        self.workers = max(1, min(self.resources.threads, self.resources.memory_limit // (4 * block_bytes)))
-        fixed = given + difficulty + output + self.workers * block_bytes
-        table = self.backend.table_bytes
-        working = int(self.manifest.working_bytes * ARENA_OVERHEAD) + table
+        self.block = max(LEAST_BLOCK, min(block, most))
+        self.workers = max(1, min(self.resources.threads, most // self.block))
+        fixed = given + difficulty + output + self.workers * self.block * self.backend.block_bytes
         self.side = choose_tile(
             h,
             w,
@@ -249,12 +249,12 @@ class Inference:
             asked=self.resources.tile,
             fixed_bytes=fixed,
             bytes_per_row=row_bytes,
-            bytes_per_pixel=working,
+            window_bytes=self.backend.working_bytes,
             limit=self.resources.memory_limit,
         )
         tiles = plan_tiles(self.rows, self.columns, self.side, halo=self.manifest.halo)
-        all_tables = sum(tile.window.pixels for tile in tiles) * table
-        largest = max(tile.window.pixels for tile in tiles) * working
+        all_tables = sum(tile.window.pixels for tile in tiles) * self.backend.table_bytes
+        largest = max(self.backend.working_bytes(*shape) for shape in {tile.window.shape for tile in tiles})
         band = min(self.side, h) * row_bytes
         kept = fixed + band + largest + all_tables <= self.resources.memory_limit
         logger.debug(
@@ -298,7 +298,7 @@ class Inference:
             self._spent("classifier", (time.perf_counter() - started) / self.resources.threads)
             return region
 
-        self._each_block(survey, tile.hr, self.backend.block)
+        self._each_block(survey, tile.hr, min(self.block, self.backend.block))
 
     def _colour(self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None) -> None:
         refined = self.options.refine
@@ -316,7 +316,7 @@ class Inference:
                 self.counts += painted.counts
             return inner
 
-        self._each_block(colour, tile.hr, self.backend.block * (REFINED_BLOCKS if refined else 1))
+        self._each_block(colour, tile.hr, self.block)
 
     def _each_block(self, work: Callable[[Region], Region], region: Region, pixels: int) -> None:
         for done in self._spread(work, blocks(region, self.rows, pixels=pixels)):

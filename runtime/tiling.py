@@ -7,7 +7,7 @@ columns are indexed globally, so nothing at a seam differs but the rounding of s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -121,7 +121,7 @@ def choose_tile(
     halo: int,
     asked: int | None,
     fixed_bytes: int,
-    bytes_per_pixel: int,
+    window_bytes: Callable[[int, int], int],
     limit: int,
     bytes_per_row: int = 0,
 ) -> int:
@@ -133,7 +133,7 @@ def choose_tile(
         halo: of the backbone, in input pixels.
         asked: side asked for by the caller.
         fixed_bytes: what the picture needs whatever the tile (input, output, probabilities).
-        bytes_per_pixel: what an input pixel of a window needs while its tile is worked on.
+        window_bytes: what a window of so many rows and columns needs while its tile is worked on.
         limit: bytes that a call may take.
         bytes_per_row: what an input row of a row of tiles needs while those are worked on.
 
@@ -149,8 +149,8 @@ def choose_tile(
 
     def needed(side: int) -> int:
         margin = 2 * (halo + 1)
-        window = min(h, side + margin) * min(w, side + margin)
-        return fixed_bytes + min(h, side) * bytes_per_row + window * bytes_per_pixel
+        window = window_bytes(min(h, side + margin), min(w, side + margin))
+        return fixed_bytes + min(h, side) * bytes_per_row + window
 
     if asked is not None:
         if needed(asked) > limit:

@@ -22,10 +22,11 @@ from pcsr.runtime.decision import Rule
 from pcsr.runtime.distribution import NumpyPasses, Spread
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
+from pcsr.runtime.manifest import Manifest
 from pcsr.runtime.terms import Terms, terms
 from pcsr.runtime.tiling import Region
 
-__all__ = ["GraphBackend", "Run"]
+__all__ = ["GraphBackend", "Run", "graph_bytes"]
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 """Runs one graph: inputs by name to outputs in order."""
@@ -39,6 +40,15 @@ class _Place:
     columns: Axis
     classifier: Terms
     upsamplers: tuple[Terms, ...]
+
+
+# ONNX Runtime's arena holds more than the live tensors, by fragments and scratch space (measured).
+ARENA_OVERHEAD = 1.2
+
+
+def graph_bytes(manifest: Manifest) -> int:
+    """Bytes that the backbone's graph takes while it runs, per input pixel."""
+    return int(manifest.working_bytes * ARENA_OVERHEAD)
 
 
 class GraphBackend:
@@ -78,11 +88,16 @@ class GraphBackend:
         self._path = bundle.path
         self._channels = bundle.manifest.table_channels
         self.table_bytes = sum(self._channels) * (4 if precision == "fp32" else 2)
+        self._working_bytes = graph_bytes(bundle.manifest) + self.table_bytes
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         heads = ["classifier", *(f"upsampler_{j}" for j in range(bundle.manifest.classes))]
         weights = bundle.weights()
         widths = zip(heads, self._channels, strict=True)
         self._first = {head: head_weights(weights, head, width) for head, width in widths}
+
+    def working_bytes(self, h: int, w: int) -> int:
+        """The graph's, in proportion."""
+        return h * w * self._working_bytes
 
     def place(self, rows: Axis, columns: Axis) -> _Place:
         """Row and column terms of every per-pixel network, for one picture."""

@@ -68,6 +68,9 @@ class Backend(Protocol):
     table_bytes: int
     """Bytes of the tables, per input pixel of a window."""
 
+    def working_bytes(self, h: int, w: int) -> int:
+        """Bytes that `tables` takes over a window of h×w input pixels, its result included."""
+
     def place(self, rows: Axis, columns: Axis) -> Any:
         """What depends on the geometry of a picture alone, made once per picture and handed back below."""
 

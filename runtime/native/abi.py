@@ -33,7 +33,7 @@ __all__ = [
     "region_structure",
 ]
 
-ABI = 3
+ABI = 4
 # Of calls; 0 is success.
 NO_MEMORY, NOT_FINITE = 1, 3
 MESSAGE_BYTES = 512
@@ -166,6 +166,7 @@ def declare(library: ctypes.CDLL) -> None:
         "pcsr_close": [pointer],
         "pcsr_no_backbone": [pointer],
         "pcsr_tables": [pointer, pointer, number, number, pointer, number, text],
+        "pcsr_working_bytes": [pointer, number, number, number, pointer, text],
         "pcsr_probabilities": [*where, pointer, text],
         "pcsr_residuals": [*where, pointer, pointer, text],
         "pcsr_finish": [pointer, pointer, pointer, pointer, text],

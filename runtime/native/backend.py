@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.backends.graphs import Run
+from pcsr.runtime.backends.graphs import Run, graph_bytes
 from pcsr.runtime.backends.protocol import Float, Painted, Tables
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch
@@ -65,6 +65,14 @@ class NativeBackend:
         self.table_bytes = 4 * self._engine.row
         self._room = Room()
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
+        self._graph_bytes = graph_bytes(bundle.manifest)
+
+    def working_bytes(self, h: int, w: int) -> int:
+        """What the kernels say; of a graph in their place its own, and tables twice."""
+        tables = h * w * self.table_bytes
+        if self._backbone is None:
+            return tables + self._engine.working_bytes(h, w, self._threads)
+        return 2 * tables + h * w * self._graph_bytes
 
     def place(self, rows: Axis, columns: Axis) -> PlaceArrays:
         """Row and column terms of every per-pixel network, for one picture, as the kernels read them."""

@@ -71,6 +71,12 @@ class Engine:
         _, h, w = lr.shape
         self.call("pcsr_tables", lr.ctypes.data, h, w, out.ctypes.data, threads)
 
+    def working_bytes(self, h: int, w: int, threads: int) -> int:
+        """Bytes that `tables` takes over a picture of this size beside its result, and keeps for the next."""
+        found = ctypes.c_int64()
+        self.call("pcsr_working_bytes", h, w, threads, ctypes.byref(found))
+        return found.value
+
     def probabilities(
         self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float
     ) -> bool:

@@ -372,7 +372,7 @@ def test_a_memory_limit_makes_smaller_tiles_or_says_what_is_needed(small_bundle:
     picture = np.zeros((300, 300, 3), np.uint8)
     with Upscaler.open(small_bundle, threads=1) as up:
         whole = up(picture, scale=2, budget=0.5)
-    with Upscaler.open(small_bundle, threads=1, memory_limit=40 << 20) as up:
+    with Upscaler.open(small_bundle, threads=1, memory_limit=24 << 20) as up:
         tiled = up(picture, scale=2, budget=0.5)
     assert whole.tile == (300, 300)
     assert tiled.tile < whole.tile
@@ -388,3 +388,15 @@ def test_fp16_graphs_give_nearly_the_same_picture(small_bundle: Path, photo: np.
         assert (half.precision, single.precision) == ("fp16", "fp32")
         a, b = half(photo, scale=2, budget=0.3).image, single(photo, scale=2, budget=0.3).image
         assert np.abs(a.astype(int) - b).mean() < 0.5
+
+
+def test_blocks_are_smaller_where_memory_is_scarce(small_bundle: Path, photo: np.ndarray) -> None:
+    picture = np.tile(photo, (3, 3, 1))[:90, :120]
+    found = {}
+    for limit in (20 << 20, 1 << 30):
+        with Upscaler.open(small_bundle, backend="onnxruntime", threads=2, memory_limit=limit) as up:
+            # A block of its own size would take 96 MiB.
+            found[limit] = up(picture, scale=3, k=0.0, refine=True)
+    scarce, plenty = found.values()
+    np.testing.assert_array_equal(scarce.class_map, plenty.class_map)
+    np.testing.assert_allclose(scarce.image.astype(int), plenty.image, atol=1)

@@ -13,7 +13,7 @@
 #include "engine.hpp"
 #include "network.hpp"
 
-#define PCSR_ABI 3
+#define PCSR_ABI 4
 #define PCSR_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -155,6 +155,14 @@ PCSR_EXPORT int pcsr_tables(const void* engine, const float* lr, std::int32_t h,
                             std::int32_t threads, char* message) {
     return guarded(message, [&] {
         static_cast<const pcsr::Engine*>(engine)->tables(lr, h, w, tables, threads);
+        return kDone;
+    });
+}
+
+PCSR_EXPORT int pcsr_working_bytes(const void* engine, std::int32_t h, std::int32_t w, std::int32_t threads,
+                                   std::int64_t* bytes, char* message) {
+    return guarded(message, [&] {
+        *bytes = static_cast<std::int64_t>(static_cast<const pcsr::Engine*>(engine)->working_bytes(h, w, threads));
         return kDone;
     });
 }

@@ -20,6 +20,10 @@ void run_backbone(const Backbone& backbone, const float* lr, int h, int w, float
     if (h > 0 && w > 0) backbone.run(lr, h, w, tables, std::max(threads, 1));
 }
 
+std::size_t working_bytes(const Backbone& backbone, int h, int w, int threads) {
+    return h > 0 && w > 0 ? sizeof(float) * backbone.working_floats(h, w, std::max(threads, 1)) : 0;
+}
+
 void free_backbone(Backbone* backbone) { delete backbone; }
 
 }  // namespace PCSR_ISA

@@ -1,15 +1,35 @@
 // The backbone: low-resolution picture to the tables of all per-pixel networks.
 #pragma once
 
+#include <cstddef>
+
 #include "network.hpp"
 #include "slab_convolution.hpp"
+#include "workspace.hpp"
 
 namespace PCSR_ISA {
 
-// Packed weights, immutable, shared among threads.
-struct Backbone {
+// Packed weights, immutable, shared among threads; and the memory that calls leave for the next.
+class Backbone {
+   public:
     virtual ~Backbone() = default;
-    virtual void run(const float* lr, int h, int w, float* tables, int threads) const = 0;
+
+    void run(const float* lr, int h, int w, float* tables, int threads) const {
+        const Workspaces::Lease workspace(workspaces_);
+        run_passes(lr, h, w, tables, threads, *workspace);
+    }
+
+    // Of the workspace of such a call.
+    std::size_t working_floats(int h, int w, int threads) const {
+        Workspace counted(Memory::kCounted);
+        run_passes(nullptr, h, w, nullptr, threads, counted);
+        return counted.planes.floats() + counted.threads.floats();
+    }
+
+   private:
+    virtual void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const = 0;
+
+    mutable Workspaces workspaces_;
 };
 
 // Throws pcsr::NoKernels for a network that there are none for, std::invalid_argument for one that contradicts itself.
@@ -18,6 +38,9 @@ Backbone* make_backbone(const pcsr::NetworkDescription& network, Form form = For
 // lr: (3, h, w), 0 to 1 nominal; tables: (h, w, row), the padding zero. The same bytes for any number of threads.
 // Throws std::bad_alloc.
 void run_backbone(const Backbone& backbone, const float* lr, int h, int w, float* tables, int threads);
+
+// Bytes that such a call takes, and that stay for the next; what it is given is not among them.
+std::size_t working_bytes(const Backbone& backbone, int h, int w, int threads);
 
 void free_backbone(Backbone* backbone);
 

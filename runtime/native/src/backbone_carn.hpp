@@ -124,8 +124,10 @@ class CarnPass {
             for (int step = 0; step < kSteps; ++step) {
                 const int ahead = kAhead - 2 * (step + 1);  // what the step gives
                 const Ring& in = step == 0 ? rows.x : rows.mixed[step - 1];
-                convolve(strip, rows, block.conv1, in, y + ahead + 1, ahead + 1, rows.conv1[step]);
-                convolve(strip, rows, block.conv2, rows.conv1[step], y + ahead, ahead, rows.conv2);
+                convolve(strip, block.conv1, in, rows.zeros, y + ahead + 1, ahead + 1, kRectified, rows.conv1[step],
+                         rows.scratch);
+                convolve(strip, block.conv2, rows.conv1[step], rows.zeros, y + ahead, ahead, kRectified, rows.conv2,
+                         rows.scratch);
                 if (needed(strip, y + ahead, ahead)) mix(strip, rows, step, y + ahead);
             }
         }
@@ -137,21 +139,9 @@ class CarnPass {
         rows.x.slab(y, to);
         if (entry) {
             rows.entry.slab(*entry, picture, strip, y, to);
-            return;
+        } else {
+            load_slab(strip, in, y, to);
         }
-        for (int i = 0; i < kSlab; ++i) {
-            if (strip.has_row(y + i)) load_row(strip, in, y + i, to[i]);
-        }
-    }
-
-    void convolve(const Strip& strip, Rows& rows, const SlabConvolution& convolution, const Ring& in, int y, int ahead,
-                  Ring& out) const {
-        if (!needed(strip, y, ahead)) return;
-        const float* from[kSlab + 2];
-        float* to[kSlab];
-        in.around(strip, rows.zeros, y, 1, from);
-        out.slab(y, to);
-        convolution.slab(strip, from, kRectified, to, rows.scratch);
     }
 
     // The 1x1 convolutions of a step: the end of the residual unit, and the cascade.
@@ -215,9 +205,8 @@ class Carn final : public Backbone {
         }
     }
 
-    void run(const float* lr, int h, int w, float* tables, int threads) const override {
-        const Workspaces::Lease lease(workspaces_);
-        Workspace& workspace = *lease;
+   private:
+    void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const override {
         const Cut cut(h, w, CarnPass::kAhead);
         const auto plane = [&](int index) {
             return Plane{workspace.planes.get(index, Plane::floats(cut, width_)), &cut, width_};
@@ -240,13 +229,11 @@ class Carn final : public Backbone {
         }
     }
 
-   private:
     int width_;
     Entry entry_;
     std::vector<CarnBlock> blocks_;
     std::vector<std::vector<Pointwise>> outer_;
     TableLayer table_layer_;
-    mutable Workspaces workspaces_;
 };
 
 }  // namespace PCSR_ISA

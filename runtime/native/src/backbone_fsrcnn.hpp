@@ -89,12 +89,8 @@ class FsrcnnPass {
             source(strip, rows, y + ahead());
             for (int i = 0; i < ahead(); ++i) {
                 const int behind = ahead() - 1 - i;  // layers behind this one
-                if (!needed(strip, y + behind, behind)) continue;
-                const float* from[kSlab + 2];
-                float* to[kSlab];
-                rows.maps[i].around(strip, rows.zeros, y + behind, 1, from);
-                rows.maps[i + 1].slab(y + behind, to);
-                mapping[i]->convolution.slab(strip, from, mapping[i]->activation, to, rows.scratch);
+                convolve(strip, mapping[i]->convolution, rows.maps[i], rows.zeros, y + behind, behind, mapping[i]->activation,
+                         rows.maps[i + 1], rows.scratch);
             }
             for (int at = std::max(y, strip.y0); at < std::min(y + kSlab, strip.y1); ++at) give(strip, rows, at);
         }
@@ -115,9 +111,7 @@ class FsrcnnPass {
             }
             return;
         }
-        for (int i = 0; i < kSlab; ++i) {
-            if (strip.has_row(y + i)) load_row(strip, in, y + i, to[i]);
-        }
+        load_slab(strip, in, y, to);
     }
 
     void give(const Strip& strip, Rows& rows, int y) const {
@@ -150,9 +144,8 @@ class Fsrcnn final : public Backbone {
         }
     }
 
-    void run(const float* lr, int h, int w, float* tables, int threads) const override {
-        const Workspaces::Lease lease(workspaces_);
-        Workspace& workspace = *lease;
+   private:
+    void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const override {
         const std::size_t layers = mapping_.size();
         const std::size_t passes = std::max<std::size_t>(1, (layers + kMostMapping - 1) / kMostMapping);
         const Cut cut(h, w, static_cast<int>((layers + passes - 1) / passes));
@@ -174,7 +167,6 @@ class Fsrcnn final : public Backbone {
         }
     }
 
-   private:
     // In a pass: each takes a column from either side of every strip.
     static constexpr std::size_t kMostMapping = 6;
 
@@ -186,7 +178,6 @@ class Fsrcnn final : public Backbone {
     Pointwise expand_;
     std::vector<MappingLayer> mapping_;
     TableLayer table_layer_;
-    mutable Workspaces workspaces_;
 };
 
 }  // namespace PCSR_ISA

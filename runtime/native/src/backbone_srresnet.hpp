@@ -66,8 +66,8 @@ class TrunkPass {
         if (entry) rows.entry.begin(first + kAhead);
         for (int y = first; y < strip.y1; y += kSlab) {
             source(strip, rows, y + kAhead);
-            convolve(strip, rows, trunk.conv1, rows.x, y + 1, 1, kRectified, rows.conv1);
-            convolve(strip, rows, trunk.conv2, rows.conv1, y, 0, kIdentity, rows.conv2);
+            convolve(strip, trunk.conv1, rows.x, rows.zeros, y + 1, 1, kRectified, rows.conv1, rows.scratch);
+            convolve(strip, trunk.conv2, rows.conv1, rows.zeros, y, 0, kIdentity, rows.conv2, rows.scratch);
             for (int at = std::max(y, strip.y0); at < std::min(y + kSlab, strip.y1); ++at) give(strip, rows, at);
         }
     }
@@ -78,21 +78,9 @@ class TrunkPass {
         rows.x.slab(y, to);
         if (entry) {
             rows.entry.slab(*entry, picture, strip, y, to);
-            return;
+        } else {
+            load_slab(strip, in, y, to);
         }
-        for (int i = 0; i < kSlab; ++i) {
-            if (strip.has_row(y + i)) load_row(strip, in, y + i, to[i]);
-        }
-    }
-
-    void convolve(const Strip& strip, Rows& rows, const SlabConvolution& convolution, const Ring& in, int y, int ahead,
-                  Activation activation, Ring& out) const {
-        if (!needed(strip, y, ahead)) return;
-        const float* from[kSlab + 2];
-        float* to[kSlab];
-        in.around(strip, rows.zeros, y, 1, from);
-        out.slab(y, to);
-        convolution.slab(strip, from, activation, to, rows.scratch);
     }
 
     void give(const Strip& strip, Rows& rows, int y) const {
@@ -121,9 +109,8 @@ class SrResnet final : public Backbone {
         if (trunk_.empty()) throw pcsr::NoKernels("there are no native kernels for a trunk of no units");
     }
 
-    void run(const float* lr, int h, int w, float* tables, int threads) const override {
-        const Workspaces::Lease lease(workspaces_);
-        Workspace& workspace = *lease;
+   private:
+    void run_passes(const float* lr, int h, int w, float* tables, int threads, Workspace& workspace) const override {
         const Cut cut(h, w, TrunkPass::kAhead);
         Plane planes[2];
         for (int i = 0; i < 2 && trunk_.size() > 1; ++i) {
@@ -143,14 +130,12 @@ class SrResnet final : public Backbone {
         }
     }
 
-   private:
     static constexpr float kSlope = 0.1f;  // of the activation behind the entry, below zero
 
     int width_;
     Entry entry_;
     std::vector<TrunkUnit> trunk_;
     TableLayer table_layer_;
-    mutable Workspaces workspaces_;
 };
 
 }  // namespace PCSR_ISA

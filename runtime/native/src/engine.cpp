@@ -30,6 +30,11 @@ class Network final : public pcsr::Engine {
         run_backbone(*backbone_, lr, h, w, tables, threads);
     }
 
+    std::size_t working_bytes(int h, int w, int threads) const override {
+        if (!backbone_) throw std::logic_error(no_backbone_);
+        return PCSR_ISA::working_bytes(*backbone_, h, w, threads);
+    }
+
     bool probabilities(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Region& region,
                        float* out) const override {
         return heads_.probabilities(tables, place, region, out);

@@ -95,6 +95,9 @@ class Engine {
     // lr: (3, h, w); tables: (h, w, row), the padding too; as many threads are started for the call.
     virtual void tables(const float* lr, int h, int w, float* tables, int threads) const = 0;
 
+    // Bytes that such a call takes, and that stay for the next; the tables are not among them.
+    virtual std::size_t working_bytes(int h, int w, int threads) const = 0;
+
     // out: (rows, outputs, columns). Both say whether everything was finite.
     virtual bool probabilities(const Tables&, const Place&, const Region&, float* out) const = 0;
 

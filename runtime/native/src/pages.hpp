@@ -15,16 +15,23 @@ namespace PCSR_ISA {
 class Pages {
    public:
     // Zeroed, so that columns that nobody uses hold no NaN. Throws std::bad_alloc.
-    explicit Pages(std::size_t floats) : data_(static_cast<float*>(::operator new[](floats * sizeof(float), kAlignment))) {
+    explicit Pages(std::size_t floats)
+        : data_(static_cast<float*>(::operator new[](held(floats) * sizeof(float), kAlignment))) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
         // Advice: where it is not taken everything works all the same.
-        const std::size_t whole = floats * sizeof(float) / kPage * kPage;
+        const std::size_t whole = held(floats) * sizeof(float) / kPage * kPage;
         if (whole > 0) static_cast<void>(madvise(data_.get(), whole, MADV_HUGEPAGE));
 #endif
         std::uninitialized_fill_n(data_.get(), floats, 0.0f);
     }
 
     float* data() { return data_.get(); }
+
+    // What so many floats take: whole pages, unless that would more than double them.
+    static std::size_t held(std::size_t floats) {
+        constexpr std::size_t kFloats = kPage / sizeof(float);
+        return floats < kFloats / 2 ? floats : (floats + kFloats - 1) / kFloats * kFloats;
+    }
 
    private:
     static constexpr std::size_t kPage = std::size_t{1} << 21;

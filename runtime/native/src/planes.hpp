@@ -72,6 +72,13 @@ inline void load_row(const Strip& strip, const Plane& plane, int y, float* row) 
     clear_borders(strip, row, plane.channels);
 }
 
+// Those of the four rows from y that are in the picture.
+inline void load_slab(const Strip& strip, const Plane& plane, int y, float* const (&rows)[kSlab]) {
+    for (int i = 0; i < kSlab; ++i) {
+        if (strip.has_row(y + i)) load_row(strip, plane, y + i, rows[i]);
+    }
+}
+
 // Planar, (3, h, w); the normalisation comes before the padding with zeros, as in the graph.
 struct Picture {
     const float* data;

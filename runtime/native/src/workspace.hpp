@@ -11,18 +11,28 @@
 
 namespace PCSR_ISA {
 
-// Pieces by number; each grows to the largest size that was asked for.
+enum class Memory { kReal, kCounted };
+
+// Pieces by number; each grows to the largest size that was asked for. Where memory is counted there is none.
 class Pieces {
    public:
+    explicit Pieces(Memory memory) : memory_(memory) {}
+
     float* get(std::size_t index, std::size_t floats) {
         while (pieces_.size() <= index) pieces_.push_back(Piece{});
         Piece& piece = pieces_[index];
         if (piece.floats < floats) {
             piece = Piece{};  // first: the old and the new one together might be too much
-            piece.buffer = std::make_unique<Pages>(floats);
+            if (memory_ == Memory::kReal) piece.buffer = std::make_unique<Pages>(floats);
             piece.floats = floats;
         }
         return piece.buffer ? piece.buffer->data() : nullptr;
+    }
+
+    std::size_t floats() const {
+        std::size_t sum = 0;
+        for (const Piece& piece : pieces_) sum += Pages::held(piece.floats);
+        return sum;
     }
 
    private:
@@ -30,10 +40,14 @@ class Pieces {
         std::unique_ptr<Pages> buffer;
         std::size_t floats = 0;
     };
+    Memory memory_;
     std::vector<Piece> pieces_;
 };
 
 struct Workspace {
+    explicit Workspace(Memory memory) : memory(memory), planes(memory), threads(memory) {}
+
+    Memory memory;
     Pieces planes, threads;
 };
 
@@ -47,7 +61,7 @@ class Workspaces {
             const std::lock_guard<std::mutex> lock(of_.mutex_);
             of_.free_.reserve(of_.made_ + 1);  // so that giving back cannot fail
             if (of_.free_.empty()) {
-                workspace_ = std::make_unique<Workspace>();
+                workspace_ = std::make_unique<Workspace>(Memory::kReal);
                 ++of_.made_;
             } else {
                 workspace_ = std::move(of_.free_.back());

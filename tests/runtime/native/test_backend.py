@@ -14,6 +14,7 @@ import skimage.data
 
 import pcsr.runtime.native
 from pcsr.runtime import Upscaler
+from pcsr.runtime.backends.graphs import graph_bytes
 from pcsr.runtime.bundle import read_bundle
 from pcsr.runtime.doctor.examination import _child
 from pcsr.runtime.doctor.host import check_native
@@ -276,6 +277,43 @@ def test_the_memory_plan_counts_the_padding_of_tables() -> None:
         assert isinstance(backend, NativeBackend)
         # 10, 20 and 74 channels, each to a multiple of 16.
         assert backend.table_bytes == 4 * (16 + 32 + 80)
+
+
+@pytest.mark.parametrize("name", ["carn", "fsrcnn"])
+def test_the_memory_plan_counts_what_the_backbone_takes(instruction_set: str, name: str) -> None:
+    program = f"""
+import resource
+import numpy as np
+from pcsr.runtime.bundle import read_bundle
+from pcsr.runtime.native import open_native
+from pcsr.runtime.shipped import shipped_bundle
+from pcsr.runtime.tiling import Region
+backend = open_native(read_bundle(shipped_bundle({name!r})), precision="fp32", threads=2)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+kept = []
+for h, w in ((40, 60), (300, 500)):
+    lr = np.ones((3, h, w), np.float32)
+    before = resident()
+    kept.append(backend.tables(lr, Region(0, h, 0, w)))
+    print(resident() - before, backend.working_bytes(h, w))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    (_, small), (taken, large) = (map(int, line.split()) for line in done.stdout.splitlines())
+    # What the first call left is used again by the second.
+    assert 0.9 * large - small < taken < 1.05 * large
+    assert large < 0.7 * 300 * 500 * graph_bytes(read_bundle(shipped_bundle(name)).manifest)
+
+
+def test_tiles_are_larger_than_those_of_onnx_runtime_within_the_same_limit() -> None:
+    picture = np.zeros((300, 300, 3), np.uint8)
+    tiles = {}
+    for backend in ("native", "onnxruntime"):
+        with Upscaler.open("fsrcnn", backend=backend, threads=1, memory_limit=48 << 20) as up:
+            tiles[backend] = up(picture, scale=2).tile
+    assert tiles["native"] > tiles["onnxruntime"]
 
 
 def test_the_doctor_says_what_the_kernels_use_here() -> None:

@@ -1,4 +1,4 @@
-"""The kernels' own test program under the address and undefined-behaviour sanitizers."""
+"""The kernels' own test programs under the sanitizers of addresses, undefined behaviour and threads."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.slow
-def test_kernels_read_and_write_nothing_beyond_their_buffers() -> None:
+def test_kernels_stay_within_their_buffers_give_memory_back_and_race_nowhere() -> None:
     assert shutil.which("make"), "make dev needs it too"
     # A library that is loaded before the sanitizer's would end the program.
     # The tests may run under make themselves, whose word on folders would come last.

@@ -1,10 +1,8 @@
-// Backbones of one instruction set against their definitions, on pictures of awkward sizes. For example:
+// Backbones of one instruction set against their definitions, on pictures of awkward sizes.
 //
-//     g++ -std=c++17 -O2 -pthread -DPCSR_ISA=avx512 -DPCSR_LANES=16 -march=x86-64-v4 -Iruntime/native/src
-//         tests/native/backbone_test.cpp runtime/native/src/backbone.cpp runtime/native/src/network.cpp -o backbone_test
-//
-// Under -fsanitize=address,undefined it shows that nothing outside of the tables is written, nor read outside of the
-// picture: both have exactly their size.
+// Built by `make sanitize`: with the address and undefined-behaviour sanitizers for every instruction set, which see what
+// is read outside of the picture or written outside of the tables, both of exactly their size and aligned to nothing; and
+// with the thread sanitizer, where the argument `threads` leaves out what has one thread.
 #include "backbone.hpp"
 
 #include <cmath>
@@ -19,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "failing_memory.hpp"
 #include "reference.hpp"
 
 namespace {
@@ -35,24 +34,22 @@ void expect(bool holds, const std::string& what) {
 
 struct Free {
     void operator()(Backbone* backbone) const { free_backbone(backbone); }
-    void operator()(float* tables) const { ::operator delete[](tables, std::align_val_t{64}); }
 };
 using Owned = std::unique_ptr<Backbone, Free>;
 
 std::vector<float> random_picture(int h, int w) {
     std::mt19937 random(static_cast<unsigned>(h * 1009 + w));
     std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
-    std::vector<float> lr(static_cast<std::size_t>(3) * h * w);
+    // The first value is not of the picture: what follows it is aligned to no vector.
+    std::vector<float> lr(1 + static_cast<std::size_t>(3) * h * w);
     for (float& value : lr) value = uniform(random);
     return lr;
 }
 
 std::vector<float> run(const Backbone& backbone, const std::vector<float>& lr, int h, int w, int row, int threads) {
-    const std::size_t size = static_cast<std::size_t>(h) * w * row;
-    const std::unique_ptr<float[], Free> tables(static_cast<float*>(::operator new[](size * sizeof(float), std::align_val_t{64})));
-    std::fill_n(tables.get(), size, NAN);
-    run_backbone(backbone, lr.data(), h, w, tables.get(), threads);
-    return std::vector<float>(tables.get(), tables.get() + size);
+    std::vector<float> tables(1 + static_cast<std::size_t>(h) * w * row, NAN);
+    run_backbone(backbone, lr.data() + 1, h, w, tables.data() + 1, threads);
+    return std::vector<float>(tables.begin() + 1, tables.end());
 }
 
 std::string name_of(const reference::Network& network, Form form) {
@@ -67,7 +64,7 @@ constexpr double kTolerance = 2e-5;
 void test_tables_are_those_of_the_definition(const reference::Network& network, Form form, int h, int w) {
     const Owned backbone(make_backbone(network.description, form));
     const std::vector<float> lr = random_picture(h, w);
-    const std::vector<double> expected = reference::tables(network, lr, h, w);
+    const std::vector<double> expected = reference::tables(network, {lr.begin() + 1, lr.end()}, h, w);
     const std::vector<float> got = run(*backbone, lr, h, w, network.description.row, 2);
     double largest = 0, difference = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -120,6 +117,33 @@ void test_calls_at_the_same_time_do_not_disturb_each_other(const reference::Netw
     for (const std::vector<float>& result : together) expect(result == alone, "calls at the same time disturb each other");
 }
 
+void test_memory_that_ends_is_an_exception(const reference::Network& network) {
+    // Two strips at the least.
+    const int h = 2, w = 5 * kLanes, row = network.description.row;
+    const std::vector<float> lr = random_picture(h, w);
+    const std::vector<float> expected = run(*Owned(make_backbone(network.description)), lr, h, w, row, 3);
+    std::vector<float> got(expected.size() + 1);
+    const auto open_and_run = [&] {
+        const Owned backbone(make_backbone(network.description));
+        run_backbone(*backbone, lr.data() + 1, h, w, got.data() + 1, 3);
+    };
+    // Weights, workspace and rows at the least.
+    expect(memory::count_failures(open_and_run) > 10, "memory that ends is not noticed");
+    expect(std::memcmp(got.data() + 1, expected.data(), expected.size() * sizeof(float)) == 0, "where memory suffices tables are others");
+    // The same backbone after a failure: what that left behind does not show.
+    const Owned backbone(make_backbone(network.description));
+    memory::count_failures([&] { run_backbone(*backbone, lr.data() + 1, h, w, got.data() + 1, 3); });
+    expect(std::memcmp(got.data() + 1, expected.data(), expected.size() * sizeof(float)) == 0, "a failure shows in the next call");
+}
+
+void test_working_bytes_are_those_of_the_workspace(const reference::Network& network) {
+    const Owned backbone(make_backbone(network.description));
+    // More threads than there is work for take no memory.
+    expect(working_bytes(*backbone, 1, 1, 1) == working_bytes(*backbone, 1, 1, 8), "threads without work take memory");
+    expect(working_bytes(*backbone, 300, 300, 1) < working_bytes(*backbone, 300, 300, 2), "a thread takes no memory");
+    expect(working_bytes(*backbone, 0, 4, 1) == 0, "no picture takes memory");
+}
+
 void test_networks_without_kernels_are_refused() {
     reference::Network unknown = reference::srresnet(8, 1, 1);
     unknown.description.backbone = "edsr";
@@ -136,9 +160,24 @@ void test_networks_without_kernels_are_refused() {
     }
 }
 
+bool processor_has_it() {
+#if PCSR_LANES == 16
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#elif PCSR_LANES == 8
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return true;
+#endif
+}
+
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+    if (!processor_has_it()) {
+        std::printf("not for this processor\n");
+        return 0;
+    }
+    const bool threads_alone = count == 2 && std::strcmp(arguments[1], "threads") == 0;
     const std::vector<reference::Network> networks = [] {
         std::vector<reference::Network> made;
         made.push_back(reference::carn(12, 1, 1));
@@ -155,23 +194,27 @@ int main() {
     }();
     for (const reference::Network& network : networks) {
         const bool large = network.description.width > 20;
-        for (const Form form : {Form::kWinograd, Form::kDirect}) {
-            for (int side = 1; side <= (large ? 9 : 23); side += large ? 2 : 1) {
-                test_tables_are_those_of_the_definition(network, form, side, (side * 7) % 23 + 1);
-            }
-            test_tables_are_those_of_the_definition(network, form, 1, large ? 131 : 600);
-            test_tables_are_those_of_the_definition(network, form, large ? 71 : 600, 1);
-            // Around the columns of a vector of tiles, and more than a strip.
-            for (const int w : {31, 62, 63, 191, 195, 400}) {
-                if (w < 64 || !large) test_tables_are_those_of_the_definition(network, form, 4, w);
-            }
-        }
+        // Larger networks race no more than small ones, and the thread sanitizer takes its time.
+        if (threads_alone && large) continue;
         test_threads_do_not_change_a_bit(network, Form::kWinograd, 10, large ? 211 : 411);
+        if (threads_alone) continue;
+        const auto test = [&network](Form form, int h, int w) { test_tables_are_those_of_the_definition(network, form, h, w); };
+        // The direct form serves as a reference alone.
+        for (const int side : {1, 4, 9}) test(Form::kDirect, side, (side * 7) % 23 + 1);
+        for (int side = 1; side <= (large ? 9 : 23); side += large ? 4 : 1) test(Form::kWinograd, side, (side * 7) % 23 + 1);
+        test(Form::kWinograd, 1, large ? 131 : 600);
+        test(Form::kWinograd, large ? 71 : 600, 1);
+        // Around the columns of a vector of tiles, and more than a strip.
+        for (const int w : {31, 62, 63, 191, 195, 400}) {
+            if (w < 64 || !large) test(Form::kWinograd, 4, w);
+        }
     }
     for (const Form form : {Form::kWinograd, Form::kDirect}) test_threads_do_not_change_a_bit(networks[0], form, 131, 67);
-    test_padding_of_tables_is_zero(networks[0]);
     test_calls_at_the_same_time_do_not_disturb_each_other(networks[2]);
+    for (const std::size_t smallest : {0, 6, 7}) test_memory_that_ends_is_an_exception(networks[smallest]);
+    for (const reference::Network& network : networks) test_working_bytes_are_those_of_the_workspace(network);
+    test_padding_of_tables_is_zero(networks[0]);
     test_networks_without_kernels_are_refused();
-    std::printf(failures ? "%d failures\n" : "all passed\n", failures);
+    if (failures == 0) std::printf("all right\n");
     return failures != 0;
 }
