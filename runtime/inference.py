@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import axis, output_size, scale_key
 from pcsr.runtime.options import Account, Decision, Options, Progress, PutRows, Result
 from pcsr.runtime.progress import ShareDone
+from pcsr.runtime.room import Room
 from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, plan_tiles
 
@@ -63,6 +64,7 @@ class Resources:
         threads: of them.
         memory_limit: bytes that one picture may take, itself and its result included.
         tile: side of the tiles in input pixels that was asked for.
+        room: memory for what a picture needs of its own while it is computed.
     """
 
     backend: Backend
@@ -71,6 +73,7 @@ class Resources:
     threads: int
     memory_limit: int
     tile: int | None
+    room: Room = field(default_factory=Room)
 
 
 class HostRoad:
@@ -164,7 +167,7 @@ class Inference:
             for tile in self._held(tiles):
                 self._paint(tile, self._tables(tile), rule, None)
         else:
-            difficulty = np.empty(self.size, dtype=np.float32)
+            difficulty = self.resources.room.array(self.size)
             tables: list[Tables | None] = []
             for tile in self._held(tiles):
                 made = self._tables(tile)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
 from pcsr.runtime.native.abi import PlaceArrays
 from pcsr.runtime.native.library import NativePasses, open_library
+from pcsr.runtime.room import Room
 from pcsr.runtime.terms import terms
 from pcsr.runtime.tiling import Region
 
@@ -31,8 +31,6 @@ BLOCK = 1 << 15
 BLOCK_BYTES = 192
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
 UNIT, GROUP = 16, 64
-# A cache line, and the widest vector.
-ALIGNMENT = 64
 
 
 class NativeBackend:
@@ -204,29 +202,3 @@ def _widened(values: Float, width: int) -> Float:
     out = np.zeros((len(values), width), dtype=np.float32)
     out[:, : values.shape[1]] = values
     return out
-
-
-class Room:
-    """Memory for tables: the largest that was let go of goes to the next, as fresh pages would cost more than heads do.
-
-    Safe to use from several threads.
-    """
-
-    def __init__(self) -> None:
-        self._spare: list[NDArray[np.uint8]] = []
-
-    def array(self, shape: tuple[int, ...]) -> Float:
-        """An array of that shape, aligned, with any content; its memory comes back when nobody has the array."""
-        size = int(np.prod(shape)) * 4
-        room = self._spare.pop() if self._spare else None
-        if room is None or room.size < size + ALIGNMENT:
-            room = np.empty(size + ALIGNMENT, dtype=np.uint8)
-        start = -room.ctypes.data % ALIGNMENT
-        # Through the buffer: so it is this array that all views have as their base, and not the room.
-        flat = np.frombuffer(room[start : start + size].data, dtype=np.float32)
-        weakref.finalize(flat, self._take_back, room).atexit = False
-        return flat.reshape(shape)
-
-    def _take_back(self, room: NDArray[np.uint8]) -> None:
-        if not self._spare or self._spare[0].size < room.size:
-            self._spare[:] = [room]
