@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Resources:
     threads: int
     memory_limit: int
     tile: int | None
-    room: Room = field(default_factory=Room)
+    room: Room
 
 
 class HostRoad:

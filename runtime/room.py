@@ -15,8 +15,9 @@ __all__ = ["ALIGNMENT", "Room"]
 
 # A cache line, and the widest vector.
 ALIGNMENT = 64
-# What is kept for the next picture at most: the tables of some 1920x1080.
-SPARE_BYTES = 1 << 30
+# What is kept for the next picture at most, the tables of some 1920x1080, and of a memory limit the part: that limit
+# is a picture's, which may need other arrays than those that are kept.
+SPARE_BYTES, SPARE_PART = 1 << 30, 8
 
 Float = NDArray[np.float32]
 
@@ -24,7 +25,9 @@ Float = NDArray[np.float32]
 class Room:
     """Arrays whose memory comes back when nobody has them any more. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_limit: int | None = None) -> None:
+        """Keep an eighth of the limit at most, and never more than 1 GiB."""
+        self._most = SPARE_BYTES if memory_limit is None else min(SPARE_BYTES, memory_limit // SPARE_PART)
         self._lock = threading.RLock()
         # Ascending by size.
         self._spare: list[NDArray[np.uint8]] = []
@@ -53,6 +56,6 @@ class Room:
     def _take_back(self, room: NDArray[np.uint8]) -> None:
         # Called wherever the last reference goes, within `array` too: hence the lock that one thread may take twice.
         with self._lock:
-            if sum(each.size for each in self._spare) + room.size <= SPARE_BYTES:
+            if sum(each.size for each in self._spare) + room.size <= self._most:
                 self._spare.append(room)
                 self._spare.sort(key=len)

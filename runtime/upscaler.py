@@ -27,6 +27,7 @@ from pcsr.runtime.inference import HostRoad, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, fill_transparent
+from pcsr.runtime.room import Room
 from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.shipped import find_bundle
 
@@ -72,6 +73,7 @@ class Upscaler:
                 threads=threads,
                 memory_limit=memory_limit,
                 tile=tile,
+                room=Room(memory_limit),
             )
             self._road = HostRoad(self._resources)
         self._idle = threading.Condition()

@@ -31,7 +31,8 @@ class Wanted:
         device: "cpu", "cuda" or "cuda:<index>".
         precision: of the bundle, or "auto": the fastest the bundle has for this backend and device.
         threads: worker threads that will call a host backend at once.
-        memory_limit: bytes of a device's memory for all pictures under way; None: the backend's own limit.
+        memory_limit: bytes of a device's memory for all pictures under way, or of the host's for one; None: the
+            backend's own limit.
         tile: largest side of tiles in input pixels; None: by memory.
         engine_cache: the only folder of engines, where one is named.
     """
@@ -62,7 +63,9 @@ def _open_native(bundle: Bundle, wanted: Wanted) -> Backend:
 
     if parse_device(wanted.device)[0] != "cpu":
         raise BackendError("the native kernels compute on the processor alone; ask for the device cpu")
-    return open_native(bundle, precision=wanted.precision, threads=wanted.threads)
+    return open_native(
+        bundle, precision=wanted.precision, threads=wanted.threads, memory_limit=wanted.memory_limit
+    )
 
 
 def _open_native_if_faster(bundle: Bundle, wanted: Wanted) -> Backend:

@@ -42,12 +42,13 @@ class NativeBackend:
     block = BLOCK
     block_bytes = BLOCK_BYTES
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int, memory_limit: int | None = None) -> None:
         """Open the library and the network.
 
         Args:
             bundle: whose weights to run.
             threads: of the backbone.
+            memory_limit: bytes that a picture may take; None: none is known.
         """
         library = open_library()
         self.provider = f"native {library.instruction_set}"
@@ -61,7 +62,7 @@ class NativeBackend:
         self._probabilities = 1 if bundle.manifest.classes == 2 else bundle.manifest.classes
         self._engine = library.open(bundle.manifest, weights)
         self.table_bytes = 4 * self._engine.row
-        self._room = Room()
+        self._room = Room(memory_limit)
         self._backbone = _graph(bundle, self._engine.no_backbone, threads)
         self._graph_bytes = graph_bytes(bundle.manifest)
 
@@ -159,13 +160,16 @@ class NativeBackend:
             )
 
 
-def open_native(bundle: Bundle, *, precision: str, threads: int) -> NativeBackend:
+def open_native(
+    bundle: Bundle, *, precision: str, threads: int, memory_limit: int | None = None
+) -> NativeBackend:
     """Open a bundle in native kernels.
 
     Args:
         bundle: whose weights to run; its graphs are not.
         precision: "fp32", or "auto", which is the same.
         threads: of the backbone, and of the workers that will call.
+        memory_limit: bytes that a picture may take; None: none is known.
 
     Raises:
         BackendError: the library is missing or does not fit, or the precision is another.
@@ -179,7 +183,7 @@ def open_native(bundle: Bundle, *, precision: str, threads: int) -> NativeBacken
         )
     # Its weights would do, but a precision that a bundle lacks is lacking in every backend.
     bundle.graphs("fp32")
-    return NativeBackend(bundle, threads=threads)
+    return NativeBackend(bundle, threads=threads, memory_limit=memory_limit)
 
 
 def _graph(bundle: Bundle, missing: str, threads: int) -> Run | None:

@@ -3,9 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 
-from pcsr.runtime import room as room_module
 from pcsr.runtime.room import ALIGNMENT, Room
 
 
@@ -48,12 +46,12 @@ def test_nothing_is_kept_beside_what_is_larger() -> None:
     assert len(room._spare) == 1
 
 
-def test_no_more_is_kept_than_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "SPARE_BYTES", 3000)
-    room = Room()
+def test_no_more_is_kept_than_an_eighth_of_the_memory_limit() -> None:
+    room = Room(8 * 3000)
     arrays = [room.array((20, 16)) for _ in range(4)]
     arrays.clear()
-    assert 0 < sum(each.size for each in room._spare) <= 3000
+    assert len(room._spare) == 2
+    assert sum(each.size for each in room._spare) <= 3000
 
 
 def test_threads_never_share_an_array() -> None:
