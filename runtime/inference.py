@@ -121,6 +121,7 @@ class HostRoad:
         """Release workers and graphs."""
         self._resources.pool.shutdown()
         self._resources.backend.close()
+        self._resources.room.close()
 
 
 class Inference:

@@ -44,6 +44,12 @@ class Room:
         weakref.finalize(flat, self._take_back, room).atexit = False
         return flat.reshape(shape)
 
+    def close(self) -> None:
+        """Let go of what is kept, and keep nothing any more."""
+        with self._lock:
+            self._most = 0
+            self._spare.clear()
+
     def _take(self, size: int) -> NDArray[np.uint8] | None:
         """The smallest that is large enough. None if none is: then all go, so that no more is held than is needed."""
         with self._lock:

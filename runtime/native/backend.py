@@ -149,8 +149,9 @@ class NativeBackend:
         return NativePasses(self._engine, self._threads)
 
     def close(self) -> None:
-        """Let go of the network."""
+        """Let go of the network, and of memory that was kept."""
         self._engine.close()
+        self._room.close()
 
     def _require(self, finite: bool, region: Region) -> None:
         if not finite:

@@ -1,9 +1,11 @@
 """Memory goes from one picture to the next, and never to two at a time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
+from pcsr.runtime import Upscaler
 from pcsr.runtime.room import ALIGNMENT, Room
 
 
@@ -67,3 +69,22 @@ def test_threads_never_share_an_array() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(fill, range(8)))
+
+
+def test_nothing_is_kept_once_it_is_closed() -> None:
+    room = Room()
+    before, after = room.array((1000, 16)), room.array((10, 16))
+    del before
+    room.close()
+    assert room._spare == []
+    after[...] = 1
+    del after
+    assert room._spare == []
+
+
+def test_a_closed_upscaler_keeps_no_memory_of_its_pictures(small_bundle: Path) -> None:
+    with Upscaler.open(small_bundle, backend="native", threads=1) as up:
+        up(np.zeros((40, 50, 3), np.uint8), scale=2, adaptive=True)
+        rooms = up._resources.room, up._resources.backend._room
+        assert all(room._spare for room in rooms)
+    assert not any(room._spare for room in rooms)
