@@ -26,9 +26,22 @@ def test_shares_are_medians_of_what_the_peak_did_in_the_same_time() -> None:
 
 @pytest.mark.slow
 def test_all_parts_are_measured_beside_the_peak() -> None:
+    # No share is judged: the machine may be busy, in the one round that there is, with anything at all.
     for run in measure(1):
-        names = [part.name for part in run.parts]
-        assert len(names) == len(set(names)) == 18
-        shares = [part.share for part in run.parts if part.share is not None]
-        # The machine may be busy, even while the peak is taken.
-        assert all(0.01 < share < 2 for share in shares), shares
+        parts = {part.name: part for part in run.parts}
+        assert len(parts) == len(run.parts) == 18
+        assert run.peak_gflops > 0 and all(part.nanoseconds > 0 for part in run.parts)
+        for name, part in parts.items():
+            if name.endswith("transform"):
+                assert (part.gflops, part.share, part.direct_share) == (None, None, None)
+                continue
+            assert part.gflops is not None and part.share is not None and part.direct_share is not None
+            assert part.gflops > 0
+            # F(4x4, 3x3) makes of 144 multiplications 36; of the backbone other convolutions are a part.
+            saved = part.direct_share / part.share
+            if name.startswith("Winograd"):
+                assert saved == pytest.approx(4)
+            elif name == "CARN's backbone":
+                assert 1 < saved < 4
+            else:
+                assert saved == pytest.approx(1)

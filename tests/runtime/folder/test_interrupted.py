@@ -115,7 +115,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_says_what_is_not(
         read_lines(process, 3)
         process.send_signal(number)
         sent = time.monotonic()
-        stdout, stderr = process.communicate(timeout=20)
+        stdout, stderr = process.communicate(timeout=60)
     assert time.monotonic() - sent < 15
     assert process.returncode == status
     done = 3 + len(stdout.splitlines())
@@ -131,7 +131,7 @@ def test_a_signal_that_the_system_hands_to_another_thread_ends_the_run_too(
 ) -> None:
     source, out = folder_of(60), tmp_path / "out"
     with running(TO_ANOTHER_THREAD, source, "-o", out, "-b", small_bundle) as process:
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert assert_whole(source, out, upscaler) < 60
 
@@ -147,7 +147,7 @@ def test_the_second_signal_ends_at_once_and_leaves_nothing_under_its_name(
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
     assert time.monotonic() - sent < 10
     assert process.returncode == 130
     assert all(PARTIAL.fullmatch(path.name) for path in out.iterdir())
@@ -165,7 +165,7 @@ def test_a_run_that_waits_for_its_encoder_is_interrupted_all_the_same(
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=60)
     assert time.monotonic() - sent < 15
     assert process.returncode == 130
     assert "Traceback" not in stderr
