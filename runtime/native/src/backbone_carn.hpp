@@ -211,8 +211,9 @@ class Carn final : public Backbone {
         const auto plane = [&](int index) {
             return Plane{workspace.planes.get(index, Plane::floats(cut, width_)), &cut, width_};
         };
-        const Plane mixed[kSteps - 1] = {plane(0), plane(1)};
-        const Plane sums[kSteps - 1] = {plane(2), plane(3)};
+        // What the second block begins with takes, row by row, the place of the sums that it is completed from.
+        const Plane sums[kSteps - 1] = {plane(1), plane(2)};
+        const Plane mixed[kSteps - 1] = {plane(0), sums[0]};
         for (int b = 0; b < kSteps; ++b) {
             const bool first = b == 0, last = b == kSteps - 1;
             const CarnPass pass{width_,

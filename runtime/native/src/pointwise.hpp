@@ -1,6 +1,7 @@
 // 1x1 convolutions of one or several tensors, summed: a concatenation is never made.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -62,39 +63,55 @@ class Pointwise {
             Vec sum[N][kVectors];
             PCSR_UNROLL
             for (int o = 0; o < N; ++o) {
-                // Rows of planes come from memory and go there, and the sums take as long as that.
-                __builtin_prefetch(out + o * channel, 1);
-                __builtin_prefetch(out + o * channel + kStep - 1, 1);
-                if (residual) {
-                    __builtin_prefetch(residual + o * channel);
-                    __builtin_prefetch(residual + o * channel + kStep - 1);
-                }
                 PCSR_UNROLL
                 for (int v = 0; v < kVectors; ++v) sum[o][v] = broadcast(bias[o]);
             }
-            for (int part = 0; part < of.parts_; ++part) {
-                const float* in = parts[part] + x;
-                for (int k = 0; k < of.inputs_; ++k, in += channel, weights += N) {
-                    Vec value[kVectors];
+            const auto add = [&](const float* in) __attribute__((always_inline)) {
+                Vec value[kVectors];
+                PCSR_UNROLL
+                for (int v = 0; v < kVectors; ++v) value[v] = load(in + v * kLanes);
+                PCSR_UNROLL
+                for (int o = 0; o < N; ++o) {
+                    const Vec weight = broadcast(weights[o]);
                     PCSR_UNROLL
-                    for (int v = 0; v < kVectors; ++v) value[v] = load(in + v * kLanes);
+                    for (int v = 0; v < kVectors; ++v) sum[o][v] = multiply_add(weight, value[v], sum[o][v]);
+                }
+                weights += N;
+            };
+            int k = 0;
+            const float* in = parts[0] + x;
+            // Rows of planes come from memory and go there: fetched while the first products take their time.
+            const float* ahead = out;
+            const float* behind = residual;
+            for (; k < std::min(N, of.inputs_); ++k, in += channel) {
+                __builtin_prefetch(ahead, 1);
+                __builtin_prefetch(ahead + kStep - 1, 1);
+                ahead += channel;
+                if (residual) {
+                    __builtin_prefetch(behind);
+                    __builtin_prefetch(behind + kStep - 1);
+                    behind += channel;
+                }
+                add(in);
+            }
+            for (; k < of.inputs_; ++k, in += channel) add(in);
+            for (int part = 1; part < of.parts_; ++part) {
+                in = parts[part] + x;
+                for (k = 0; k < of.inputs_; ++k, in += channel) add(in);
+            }
+            if (residual) {
+                PCSR_UNROLL
+                for (int o = 0; o < N; ++o) {
                     PCSR_UNROLL
-                    for (int o = 0; o < N; ++o) {
-                        const Vec weight = broadcast(weights[o]);
-                        PCSR_UNROLL
-                        for (int v = 0; v < kVectors; ++v) sum[o][v] = multiply_add(weight, value[v], sum[o][v]);
-                    }
+                    for (int v = 0; v < kVectors; ++v) sum[o][v] += load(residual + v * kLanes);
+                    residual += channel;
                 }
             }
             PCSR_UNROLL
             for (int o = 0; o < N; ++o) {
-                const std::size_t at = o * channel;
                 PCSR_UNROLL
-                for (int v = 0; v < kVectors; ++v) {
-                    Vec value = sum[o][v];
-                    if (residual) value += load(residual + at + v * kLanes);
-                    store(out + at + v * kLanes, activate(value, activation));
-                }
+                for (int v = 0; v < kVectors; ++v) store(out + v * kLanes, activate(sum[o][v], activation));
+                out += channel;
             }
         }
     };
