@@ -89,7 +89,7 @@ ALIASES = {"jpg": "jpeg", "tif": "tiff"}
     help="Folder of TensorRT engines.  [default: in the bundle, or the user's cache]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads.  [default: usable cores]")
-@click.option("--tile", type=click.IntRange(min=16), help="Side of the tiles in input pixels.")
+@click.option("--tile", type=click.IntRange(min=16), help="Side of the tiles in input pixels, at most.")
 @click.option("--memory-limit", metavar="BYTES", help="Like 512MiB, 1GiB or 2GB.  [default: half of all]")
 @click.option(
     "--class-map",

@@ -41,7 +41,7 @@ from pcsr.runtime.options import Account, Decision, Options, Progress, PutRows, 
 from pcsr.runtime.progress import ShareDone
 from pcsr.runtime.room import Room
 from pcsr.runtime.row_source import RowSource
-from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, plan_tiles
+from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, equal_parts, plan_tiles
 
 __all__ = ["HostRoad", "Inference", "Resources"]
 
@@ -63,7 +63,7 @@ class Resources:
         pool: workers for blocks of output pixels.
         threads: of them.
         memory_limit: bytes that one picture may take, itself and its result included.
-        tile: side of the tiles in input pixels that was asked for.
+        tile: side of the tiles in input pixels, at most, that was asked for.
         room: memory for what a picture needs of its own while it is computed.
     """
 
@@ -187,7 +187,7 @@ class Inference:
                 **{stage: 1000 * spent for stage, spent in self.seconds.items()},
                 "total": 1000 * (time.perf_counter() - started),
             },
-            tile=(min(self.side, self.rows.lr), min(self.side, self.columns.lr)),
+            tile=self.tile,
             backend=self.backend.name,
             provider=self.backend.provider,
             precision=self.backend.precision,
@@ -246,7 +246,7 @@ class Inference:
         self.block = max(LEAST_BLOCK, min(block, most))
         self.workers = max(1, min(self.resources.threads, most // self.block))
         fixed = given + difficulty + output + self.workers * self.block * self.backend.block_bytes
-        self.side = choose_tile(
+        side = choose_tile(
             h,
             w,
             halo=self.manifest.halo,
@@ -256,13 +256,17 @@ class Inference:
             window_bytes=self.backend.working_bytes,
             limit=self.resources.memory_limit,
         )
-        tiles = plan_tiles(self.rows, self.columns, self.side, halo=self.manifest.halo)
+        self.tile = equal_parts(h, side), equal_parts(w, side)
+        tiles = plan_tiles(self.rows, self.columns, self.tile, halo=self.manifest.halo)
         all_tables = sum(tile.window.pixels for tile in tiles) * self.backend.table_bytes
         largest = max(self.backend.working_bytes(*shape) for shape in {tile.window.shape for tile in tiles})
-        band = min(self.side, h) * row_bytes
+        band = self.tile[0] * row_bytes
         kept = fixed + band + largest + all_tables <= self.resources.memory_limit
         logger.debug(
-            "%d tiles of %d, tables %s between sweeps", len(tiles), self.side, "kept" if kept else "made anew"
+            "%d tiles of %dx%d, tables %s between sweeps",
+            len(tiles),
+            *self.tile[::-1],
+            "kept" if kept else "made anew",
         )
         return tiles, kept
 

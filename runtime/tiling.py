@@ -16,11 +16,11 @@ import numpy as np
 from pcsr.runtime.errors import MemoryLimitError, OptionError
 from pcsr.runtime.geometry import Axis
 
-__all__ = ["Region", "Tile", "blocks", "choose_tile", "plan_tiles"]
+__all__ = ["Region", "Tile", "blocks", "choose_tile", "equal_parts", "plan_tiles"]
 
 MIN_TILE = 16
-# Sides that a tile may have. Above the first the halo costs under 8 % and larger tiles gain nothing.
-LADDER = (512, 384, 256, 192, 128, 96, 64, 48, 32, MIN_TILE)
+# Sides that a tile may have, at most. With the first the halo costs under 6 % in each direction.
+LADDER = (640, 512, 384, 256, 192, 128, 96, 64, 48, 32, MIN_TILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,12 @@ class Tile:
     lr: Region
     window: Region
     hr: Region
+
+
+def equal_parts(length: int, most: int) -> int:
+    """How long parts of nearly equal length are, as few as there can be of at most `most`."""
+    count = -(-length // most)
+    return -(-length // count)
 
 
 def plan_tiles(rows: Axis, columns: Axis, side: int | tuple[int, int], *, halo: int) -> list[Tile]:
@@ -125,7 +131,7 @@ def choose_tile(
     limit: int,
     bytes_per_row: int = 0,
 ) -> int:
-    """Side of the tiles: the one asked for, or the largest on the ladder that the memory limit holds.
+    """Most that a side of the tiles may have: what was asked for, or the largest on the ladder that the limit holds.
 
     Args:
         h: input rows.
@@ -138,7 +144,7 @@ def choose_tile(
         bytes_per_row: what an input row of a row of tiles needs while those are worked on.
 
     Returns:
-        The side; one that covers the picture where that fits, so that it is not tiled.
+        The side; one that covers the picture where that fits, so that it is not tiled. Tiles are `equal_parts` of it.
 
     Raises:
         MemoryLimitError: not even the smallest tile fits.
@@ -149,8 +155,9 @@ def choose_tile(
 
     def needed(side: int) -> int:
         margin = 2 * (halo + 1)
-        window = window_bytes(min(h, side + margin), min(w, side + margin))
-        return fixed_bytes + min(h, side) * bytes_per_row + window
+        down, across = equal_parts(h, side), equal_parts(w, side)
+        window = window_bytes(min(h, down + margin), min(w, across + margin))
+        return fixed_bytes + down * bytes_per_row + window
 
     if asked is not None:
         if needed(asked) > limit:

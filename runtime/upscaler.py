@@ -106,7 +106,7 @@ class Upscaler:
             threads: worker threads, at most 512; None: the cores this process may use.
             memory_limit: bytes that one call may take; None: half of the memory this process can have. With
                 tensorrt, bytes of the device's memory that all calls together may take; None: three quarters.
-            tile: side of the tiles in input pixels, 16 or more; None: by the memory limit.
+            tile: side of the tiles in input pixels at most, 16 or more; None: by the memory limit.
             engine_cache: folder to look for engines in; None: those in the bundle, then the user's cache folder.
 
         Raises:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pcsr.runtime.backends.engines import Profile
 from pcsr.runtime.errors import BackendError
 from pcsr.runtime.geometry import Axis
-from pcsr.runtime.tiling import Region, Tile, plan_tiles
+from pcsr.runtime.tiling import Region, Tile, equal_parts, plan_tiles
 
 __all__ = ["Limits", "Piece", "limits", "plan_pieces"]
 
@@ -192,7 +192,7 @@ def _side(lr: int, window: int, halo: int, tile: int | None) -> int:
                 "smallest tile; build them anew with a larger --max-lr"
             )
         whole = min(whole, window - margin)
-    return -(-lr // -(-lr // whole))
+    return equal_parts(lr, whole)
 
 
 def _even_edges(first: int, end: int, most: int) -> tuple[int, ...]:

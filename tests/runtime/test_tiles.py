@@ -6,6 +6,7 @@ differ by `COLOUR_TOLERANCE` at the most wherever the classes of the 3x3 neighbo
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rounded_means import adaptive_intervals, assert_thresholds_within
 from pcsr.runtime import Result, Upscaler
 from pcsr.runtime.errors import MemoryLimitError
 from pcsr.runtime.geometry import axis, output_size
-from pcsr.runtime.tiling import Region, plan_tiles
+from pcsr.runtime.tiling import Region, equal_parts, plan_tiles
 
 NEAR = 5e-5
 COLOUR_TOLERANCE = 2e-5
@@ -255,3 +256,19 @@ def test_tiles_hold_what_refinement_looks_at_also_where_float32_skips_an_input_p
             assert tile.lr.top <= seen.min()
             assert seen.max() < tile.lr.bottom
             assert tile.lr.bottom - tile.lr.top <= side + 3
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 20_000), most=st.integers(16, 700))
+def test_parts_are_as_few_as_they_can_be_and_of_nearly_equal_length(length: int, most: int) -> None:
+    part = equal_parts(length, most)
+    count = math.ceil(length / most)
+    assert part <= most
+    assert math.ceil(length / part) == count
+    # None could be shorter by a pixel, were all as long.
+    assert (part - 1) * count < length
+
+
+def test_tiles_are_of_nearly_equal_size(small_bundle: Path) -> None:
+    with Upscaler.open(small_bundle, threads=1, tile=32) as up:
+        assert up(PHOTO[:50, :67], scale=2).tile == (25, 23)
