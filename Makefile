@@ -65,7 +65,8 @@ FOR_avx2 = -DPCSR_ISA=avx2 -DPCSR_LANES=8 -mavx2 -mfma
 FOR_avx512 = -DPCSR_ISA=avx512 -DPCSR_LANES=16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
 KERNELS = $(filter-out $(NATIVE)/abi.cpp $(NATIVE)/network.cpp,$(wildcard $(NATIVE)/*.cpp))
 
-# Of tests/runtime/native: kernels_test once, with all instruction sets; backbone_test for each of them, and for threads.
+# Of tests/runtime/native: kernels_test and paint_test once, with all instruction sets; backbone_test for each of them; and
+# for threads paint_test and backbone_test, with the plain instruction set.
 SANITIZED = build/sanitize
 SANITIZE = $(COMPILE) -O1 -g1 -fno-sanitize-recover=all
 NATIVE_TESTS = tests/runtime/native
@@ -82,18 +83,26 @@ $(SANITIZED)/$(1)/backbone_test: $(NATIVE_TESTS)/backbone_test.cpp $(SANITIZED)/
 endef
 $(foreach set,$(INSTRUCTION_SETS),$(eval $(call SANITIZED_KERNELS,$(set))))
 
-$(SANITIZED)/kernels_test: $(NATIVE_TESTS)/kernels_test.cpp $(NATIVE)/network.cpp $(SANITIZED_OBJECTS) $(TEST_HEADERS)
+$(SANITIZED)/kernels_test $(SANITIZED)/paint_test: $(SANITIZED)/%: $(NATIVE_TESTS)/%.cpp $(NATIVE)/network.cpp \
+		$(SANITIZED_OBJECTS) $(TEST_HEADERS)
 	$(SANITIZE) -fsanitize=address,undefined $(filter-out %.hpp,$^) -o $@
 
-$(SANITIZED)/threads_test: $(NATIVE_TESTS)/backbone_test.cpp $(NATIVE)/backbone.cpp $(NATIVE)/network.cpp $(TEST_HEADERS)
+SANITIZE_THREADS = $(SANITIZE) -UPCSR_X86 -fsanitize=thread $(FOR_scalar)
+$(SANITIZED)/threads/%.o: $(NATIVE)/%.cpp $(HEADERS)
 	@mkdir -p $(@D)
-	$(SANITIZE) -fsanitize=thread $(FOR_scalar) $(filter-out %.hpp,$^) -o $@
+	$(SANITIZE_THREADS) -c $< -o $@
+
+THREADS_TESTS = $(SANITIZED)/threads/backbone_test $(SANITIZED)/threads/paint_test
+$(SANITIZED)/threads/backbone_test: $(SANITIZED)/threads/backbone.o
+$(SANITIZED)/threads/paint_test: $(KERNELS:$(NATIVE)/%.cpp=$(SANITIZED)/threads/%.o)
+$(THREADS_TESTS): $(SANITIZED)/threads/%: $(NATIVE_TESTS)/%.cpp $(NATIVE)/network.cpp $(TEST_HEADERS)
+	$(SANITIZE_THREADS) $(filter-out %.hpp,$^) -o $@
 
 BACKBONE_TESTS = $(INSTRUCTION_SETS:%=$(SANITIZED)/%/backbone_test)
-sanitize: $(SANITIZED)/kernels_test $(BACKBONE_TESTS) $(SANITIZED)/threads_test
-	$(SANITIZED)/kernels_test
-	set -e; for program in $(BACKBONE_TESTS); do $$program; done
-	$(SANITIZED)/threads_test threads
+PROGRAMS = $(SANITIZED)/kernels_test $(SANITIZED)/paint_test $(BACKBONE_TESTS)
+sanitize: $(PROGRAMS) $(THREADS_TESTS)
+	set -e; for program in $(PROGRAMS); do $$program; done
+	set -e; for program in $(THREADS_TESTS); do $$program threads; done
 
 # A program of scripts/bench_kernels.py for each instruction set, which runs those that the processor has.
 BENCHED = backbone heads perceptron network

@@ -5,7 +5,7 @@ Blocks are planar, (rows, channels, columns), as the graphs of the per-pixel net
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pcsr.runtime.geometry import Axis
 from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region
 
-__all__ = ["Patch", "base", "check_picture", "finish", "read_for", "refine", "store", "to_float"]
+__all__ = ["Patch", "base", "check_picture", "cut", "finish", "read_for", "refine", "store", "to_float"]
 
 Float = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A block of the output, what its pixels are made of and where they go.
+    """A part of the output, what its pixels are made of and where they go.
 
     Attributes:
         picture: the input: (h, w) or (h, w, channels), or as much of it as the region needs.
@@ -45,6 +45,17 @@ class Patch:
     inner: Region
     refined: bool
     out: NDArray[Any]
+
+    def part(self, inner: Region) -> Patch:
+        """The part that a block of its inner region is, in the same picture and output."""
+        region = inner.grown(1 if self.refined else 0, self.rows.hr, self.columns.hr)
+        return replace(self, region=region, inner=inner, out=cut(self.out, inner, self.inner))
+
+
+def cut(of: NDArray[Any], region: Region, whole: Region | None = None) -> NDArray[Any]:
+    """A region of an array (rows, columns, …) of the whole region, or of the whole picture: a view."""
+    top, left = (0, 0) if whole is None else (whole.top, whole.left)
+    return of[region.top - top : region.bottom - top, region.left - left : region.right - left]
 
 
 def finish(residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:

@@ -8,12 +8,10 @@ of every pixel first and take two, keeping the backbone's tables in between wher
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.backends import Backend, Tables
+from pcsr.runtime.backends import Backend, Tables, Workers
 from pcsr.runtime.bundle import Manifest
-from pcsr.runtime.compose import Patch, check_picture, to_float
+from pcsr.runtime.compose import Patch, check_picture, cut, to_float
 from pcsr.runtime.cost import normalised_costs, picture_cost
 from pcsr.runtime.decision import (
     ByThresholds,
@@ -60,8 +58,8 @@ class Resources:
     Attributes:
         backend: runs the networks.
         manifest: of the bundle.
-        pool: workers for blocks of output pixels.
-        threads: of them.
+        pool: threads for blocks of output pixels, where the backend has none of its own.
+        threads: of them, and of a backend that has.
         memory_limit: bytes that one picture may take, itself and its result included.
         tile: side of the tiles in input pixels, at most, that was asked for.
         room: memory for what a picture needs of its own while it is computed.
@@ -149,8 +147,6 @@ class Inference:
         self.costs = normalised_costs(self.manifest.cost, scale_key(h, w, options.scale, self.size))
         stages = ["backbone", "classifier", "decision", "upsamplers", "compose"]
         self.seconds = dict.fromkeys(stages if put is None else [*stages, "delivery"], 0.0)
-        # Seconds and counts are added up by workers.
-        self.adding = threading.Lock()
         self.counts = np.zeros(self.manifest.classes, dtype=np.int64)
         # Refused before anything is computed.
         self.steps = () if options.budget is None else cost_steps(self.manifest.cost.flops.upsamplers)
@@ -221,7 +217,7 @@ class Inference:
         if tile.hr.right == self.size[1]:
             started = time.perf_counter()
             self.put(self.image, self.class_map)
-            self._spent("delivery", time.perf_counter() - started)
+            self.seconds["delivery"] += time.perf_counter() - started
 
     def _plan(self) -> tuple[list[Tile], bool]:
         """Tiles, and whether the tables of all of them may be kept between two sweeps."""
@@ -244,8 +240,9 @@ class Inference:
         most = self.resources.memory_limit // (4 * self.backend.block_bytes)
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
         self.block = max(LEAST_BLOCK, min(block, most))
-        self.workers = max(1, min(self.resources.threads, most // self.block))
-        fixed = given + difficulty + output + self.workers * self.block * self.backend.block_bytes
+        workers = max(1, min(self.resources.threads, most // self.block))
+        self.workers = Workers(workers, self.resources.threads, self.resources.pool)
+        fixed = given + difficulty + output + workers * self.block * self.backend.block_bytes
         side = choose_tile(
             h,
             w,
@@ -277,7 +274,7 @@ class Inference:
         # Grey is shown to the network as equal red, green and blue; alpha is not shown.
         rgb = np.repeat(lr, 3, axis=1) if lr.shape[1] == 1 else lr[:, :3]
         made = self.backend.tables(np.ascontiguousarray(rgb.transpose(1, 0, 2)), window)
-        self._spent("backbone", time.perf_counter() - started)
+        self.seconds["backbone"] += time.perf_counter() - started
         self.progress.add_input(window.pixels)
         return made
 
@@ -296,59 +293,26 @@ class Inference:
             thresholds = adaptive_thresholds(values, self.manifest.classes, passes=passes)
         else:
             thresholds = budget_thresholds(values, budget, steps=self.steps, passes=passes)
-        self._spent("decision", time.perf_counter() - started)
+        self.seconds["decision"] += time.perf_counter() - started
         return Decision(self.options.kind, budget, tuple(map(float, thresholds))), ByThresholds(thresholds)
 
     def _survey(self, tile: Tile, tables: Tables, difficulty: NDArray[np.float32]) -> None:
-        def survey(region: Region) -> Region:
-            started = time.perf_counter()
-            self.backend.survey(tables, self.place, region, _part(difficulty, region))
-            self._spent("classifier", (time.perf_counter() - started) / self.resources.threads)
-            return region
-
-        self._each_block(survey, tile.hr, min(self.block, self.backend.block))
+        cut_up = blocks(tile.hr, self.rows, pixels=min(self.block, self.backend.block))
+        for some in self.backend.survey(tables, self.place, cut_up, difficulty, self.workers):
+            self.seconds["classifier"] += some.seconds / self.workers.count
+            self.progress.add_output(some.pixels)
 
     def _colour(self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None) -> None:
-        refined = self.options.refine
-
-        def colour(inner: Region) -> Region:
-            region = inner.grown(1 if refined else 0, *self.size)
-            on_canvas = Region(inner.top - self.top, inner.bottom - self.top, inner.left, inner.right)
-            out, class_map = _part(self.image, on_canvas), _part(self.class_map, on_canvas)
-            patch = Patch(self.picture, self.rows, self.columns, region, inner, refined, out)
-            known = None if difficulty is None else _part(difficulty, region)
-            painted = self.backend.paint(tables, self.place, patch, rule, known, class_map)
-            for stage, seconds in zip(("classifier", "upsamplers", "compose"), painted.seconds, strict=True):
-                self._spent(stage, seconds / self.resources.threads)
-            with self.adding:
-                self.counts += painted.counts
-            return inner
-
-        self._each_block(colour, tile.hr, self.block)
-
-    def _each_block(self, work: Callable[[Region], Region], region: Region, pixels: int) -> None:
-        for done in self._spread(work, blocks(region, self.rows, pixels=pixels)):
-            self.progress.add_output(done.pixels)
-
-    def _spread(self, work: Callable[[Region], Region], regions: Iterator[Region]) -> Iterator[Region]:
-        """Like `map` on the worker pool, a few blocks ahead, none left running when the caller stops."""
-        pool, workers = self.resources.pool, self.workers
-        # Blocks that wait take no memory, but the pool would start them: none do where not all workers may run.
-        ahead = 2 * workers if workers == self.resources.threads else workers
-        pending = [pool.submit(work, region) for region in itertools.islice(regions, ahead)]
-        try:
-            while pending:
-                yield pending.pop(0).result()
-                pending += [pool.submit(work, region) for region in itertools.islice(regions, 1)]
-        finally:
-            for future in pending:
-                if not future.cancel():
-                    future.exception()
-
-    def _spent(self, stage: str, seconds: float) -> None:
-        with self.adding:
-            self.seconds[stage] += seconds
-
-
-def _part(of: NDArray[Any], region: Region) -> NDArray[Any]:
-    return of[region.top : region.bottom, region.left : region.right]
+        refined, inner = self.options.refine, tile.hr
+        region = inner.grown(1 if refined else 0, *self.size)
+        canvas = Region(self.top, self.top + len(self.image), 0, self.size[1])
+        out, class_map = cut(self.image, inner, canvas), cut(self.class_map, inner, canvas)
+        patch = Patch(self.picture, self.rows, self.columns, region, inner, refined, out)
+        cut_up = blocks(inner, self.rows, pixels=self.block)
+        for some in self.backend.paint(
+            tables, self.place, patch, cut_up, rule, difficulty, class_map, self.workers
+        ):
+            for stage, seconds in zip(("classifier", "upsamplers", "compose"), some.seconds, strict=True):
+                self.seconds[stage] += seconds / self.workers.count
+            self.counts += some.counts
+            self.progress.add_output(sum(some.counts))

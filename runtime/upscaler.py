@@ -42,7 +42,7 @@ class Upscaler:
 
     Attributes:
         bundle: what runs.
-        threads: worker threads, shared by all calls.
+        threads: worker threads of a call.
         memory_limit: bytes that one call may take, its picture and result included; on a device, all calls
             together.
     """

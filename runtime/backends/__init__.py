@@ -4,7 +4,8 @@
 """
 
 from pcsr.runtime.backends.choice import BACKENDS, ON_DEVICE, Wanted, open_backend
-from pcsr.runtime.backends.protocol import Backend, DeviceBackend, Painted, Road, Tables
+from pcsr.runtime.backends.protocol import Backend, DeviceBackend, Painted, Road, Surveyed, Tables
+from pcsr.runtime.backends.workers import Workers
 
 __all__ = [
     "BACKENDS",
@@ -13,7 +14,9 @@ __all__ = [
     "DeviceBackend",
     "Painted",
     "Road",
+    "Surveyed",
     "Tables",
     "Wanted",
+    "Workers",
     "open_backend",
 ]

@@ -7,15 +7,16 @@ pixels routed to them, in chunks that stay in cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.backends.protocol import Float, Painted, Tables
+from pcsr.runtime.backends.protocol import Float, Painted, Surveyed, Tables
 from pcsr.runtime.backends.steps import paint_by_steps, survey_by_steps
+from pcsr.runtime.backends.workers import Workers
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch, finish
 from pcsr.runtime.decision import Rule
@@ -136,21 +137,25 @@ class GraphBackend:
         """Compose in NumPy."""
         finish(residual, classes, patch)
 
-    def survey(self, tables: Tables, place: _Place, region: Region, out: Float) -> None:
+    def survey(
+        self, tables: Tables, place: _Place, blocks: Iterable[Region], out: Float, workers: Workers
+    ) -> Iterator[Surveyed]:
         """By its steps."""
-        survey_by_steps(self, tables, place, region, out)
+        return survey_by_steps(self, tables, place, blocks, out, workers)
 
     def paint(
         self,
         tables: Tables,
         place: _Place,
         patch: Patch,
+        blocks: Iterable[Region],
         rule: Rule,
         difficulties: Float | None,
         class_map: NDArray[np.uint8],
-    ) -> Painted:
+        workers: Workers,
+    ) -> Iterator[Painted]:
         """By its steps."""
-        return paint_by_steps(self, tables, place, patch, rule, difficulties, class_map)
+        return paint_by_steps(self, tables, place, patch, blocks, rule, difficulties, class_map, workers)
 
     def passes(self, spread: Spread) -> NumpyPasses:
         """Count in NumPy."""

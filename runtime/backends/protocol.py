@@ -7,13 +7,14 @@ of a host backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcsr.runtime.backends.workers import Workers
 from pcsr.runtime.compose import Patch
 from pcsr.runtime.decision import Rule
 from pcsr.runtime.distribution import Passes, Spread
@@ -21,7 +22,7 @@ from pcsr.runtime.geometry import Axis
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.tiling import Region
 
-__all__ = ["Backend", "DeviceBackend", "Painted", "Road", "Tables"]
+__all__ = ["Backend", "DeviceBackend", "Painted", "Road", "Surveyed", "Tables"]
 
 Float = NDArray[np.float32]
 
@@ -42,12 +43,25 @@ class Tables:
 
 
 @dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What was done to one block or several.
+
+    Attributes:
+        pixels: of theirs.
+        seconds: of the classifier, those of all threads together.
+    """
+
+    pixels: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Painted:
-    """What was done to a block.
+    """What was done to one block or several.
 
     Attributes:
         counts: pixels of each class, of the part that is wanted.
-        seconds: of classifier, upsamplers, compose.
+        seconds: of classifier, upsamplers, compose, those of all threads together.
     """
 
     counts: Sequence[int]
@@ -62,7 +76,7 @@ class Backend(Protocol):
     precision: str
     device: str
     block: int
-    """Output pixels that `probabilities` and `residuals` like to be given at once."""
+    """Output pixels of a block that it likes."""
     block_bytes: int
     """Working memory of all that is done to a block, per output pixel of it."""
     table_bytes: int
@@ -105,27 +119,53 @@ class Backend(Protocol):
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """What `compose.finish` says."""
 
-    def survey(self, tables: Tables, place: Any, region: Region, out: Float) -> None:
-        """Write the difficulty of every pixel of an output region into (rows, columns), a view of the picture's."""
+    def survey(
+        self, tables: Tables, place: Any, blocks: Iterable[Region], out: Float, workers: Workers
+    ) -> Iterator[Surveyed]:
+        """Write the difficulty of every pixel of some blocks, several of them at once.
+
+        Args:
+            tables: of a window that holds all nearest input pixels.
+            place: of the picture.
+            blocks: of the output, in reading order.
+            out: (H, W), the whole output's.
+            workers: how many blocks at once.
+
+        Yields:
+            After every block or every few what was done; whoever stops before the end leaves no work running.
+
+        Raises:
+            BackendError: a block has values that are not finite; the first such block is named.
+        """
 
     def paint(
         self,
         tables: Tables,
         place: Any,
         patch: Patch,
+        blocks: Iterable[Region],
         rule: Rule,
         difficulties: Float | None,
         class_map: NDArray[np.uint8],
-    ) -> Painted:
-        """Class the pixels of a block, run their upsamplers and compose: the steps above, in one.
+        workers: Workers,
+    ) -> Iterator[Painted]:
+        """Class the pixels of some blocks, run their upsamplers and compose: the steps above, in one.
 
         Args:
             tables: of a window that holds all nearest input pixels.
             place: of the picture.
-            patch: the block, and where its colours go.
+            patch: what the blocks are parts of, and where its colours go.
+            blocks: parts of the patch's inner region, in reading order.
             rule: by which pixels are classed.
-            difficulties: (rows, columns) of the patch's region, where they are known.
-            class_map: (rows, columns) of its inner region, a view of the output; written.
+            difficulties: (H, W), the whole output's, where they are known.
+            class_map: (rows, columns) of the patch's inner region, a view of the output; written.
+            workers: how many blocks at once.
+
+        Yields:
+            As for `survey`.
+
+        Raises:
+            BackendError: as for `survey`.
         """
 
     def passes(self, spread: Spread) -> Passes:

@@ -27,13 +27,14 @@ __all__ = [
     "PaintingStructure",
     "PatchStructure",
     "PlaceArrays",
+    "SpreadStructure",
     "TablesStructure",
     "WeightStructure",
     "declare",
     "region_structure",
 ]
 
-ABI = 4
+ABI = 5
 # Of calls; 0 is success.
 NO_MEMORY, NOT_FINITE = 1, 3
 MESSAGE_BYTES = 512
@@ -83,6 +84,14 @@ class RegionStructure(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int32) for name in ("top", "bottom", "left", "right"))
 
 
+class SpreadStructure(ctypes.Structure):
+    _fields_ = (
+        ("blocks", ctypes.POINTER(RegionStructure)),
+        ("count", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
 class TablesStructure(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("window", RegionStructure))
 
@@ -100,6 +109,7 @@ class PlaceStructure(ctypes.Structure):
 class PatchStructure(ctypes.Structure):
     _fields_ = (
         ("lr", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("lr_row", "lr_pixel", "lr_channel")),
         *((name, ctypes.c_int32) for name in ("lr_top", "lr_left", "lr_columns")),
         *((name, ctypes.c_int32) for name in ("channels", "sample", "refined")),
         *((name, ctypes.c_void_p) for name in ("low_rows", "high_rows", "row_weights")),
@@ -170,8 +180,8 @@ def declare(library: ctypes.CDLL) -> None:
         "pcsr_probabilities": [*where, pointer, text],
         "pcsr_residuals": [*where, pointer, pointer, text],
         "pcsr_finish": [pointer, pointer, pointer, pointer, text],
-        "pcsr_survey": [*where, pointer, size, text],
-        "pcsr_paint": [*where, pointer, text],
+        "pcsr_survey": [*where, pointer, size, pointer, pointer, text],
+        "pcsr_paint": [*where, pointer, pointer, pointer, text],
         "pcsr_extremes": [pointer, pointer, size, pointer, text],
         "pcsr_histogram": [*values, pointer, pointer, text],
         "pcsr_inside": [*values, pointer, pointer, text],

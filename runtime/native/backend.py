@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcsr.runtime.backends.graphs import Run, graph_bytes
-from pcsr.runtime.backends.protocol import Float, Painted, Tables
+from pcsr.runtime.backends.protocol import Float, Painted, Surveyed, Tables
+from pcsr.runtime.backends.workers import Workers
 from pcsr.runtime.bundle import Bundle, head_weights
 from pcsr.runtime.compose import Patch
 from pcsr.runtime.decision import Rule
@@ -25,8 +28,11 @@ __all__ = ["NativeBackend", "open_native"]
 
 logger = logging.getLogger(__name__)
 
-# Measured (docs/performance.md): 16 k pixels and less pay for Python between calls, 64 k and more leave the cache.
+# Measured (docs/performance.md): of 16 k pixels they take more processor time in all, larger ones gain nothing.
 BLOCK = 1 << 15
+# Blocks of each worker that are done in one call: a tenth of a second or so, in which no progress is told and no
+# interrupt heard, and at whose end workers wait for one another.
+AT_ONCE = 32
 # Residuals and classes, and for M = 16 the probabilities, their products with weights and the argmax of these.
 BLOCK_BYTES = 192
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
@@ -105,8 +111,8 @@ class NativeBackend:
         """Run the classifier on a block."""
         rows, columns = region.shape
         out = np.empty((rows, self._probabilities, columns), dtype=np.float32)
-        finite = self._engine.probabilities(tables.classifier, tables.window, place, region, out)
-        self._require(finite, region)
+        if not self._engine.probabilities(tables.classifier, tables.window, place, region, out):
+            raise self._not_finite(region)
         return out
 
     def residuals(
@@ -116,33 +122,51 @@ class NativeBackend:
         rows, columns = region.shape
         out = np.empty((rows, 3, columns), dtype=np.float32)
         classes = np.ascontiguousarray(classes)
-        finite = self._engine.residuals(tables.classifier, tables.window, place, region, classes, out)
-        self._require(finite, region)
+        if not self._engine.residuals(tables.classifier, tables.window, place, region, classes, out):
+            raise self._not_finite(region)
         return out
 
     def finish(self, residual: Float, classes: NDArray[np.uint8], patch: Patch) -> None:
         """Compose by kernels."""
         self._engine.finish(residual, np.ascontiguousarray(classes), patch)
 
-    def survey(self, tables: Tables, place: PlaceArrays, region: Region, out: Float) -> None:
-        """Write the difficulty of every pixel of a block."""
-        self._require(self._engine.survey(tables.classifier, tables.window, place, region, out), region)
+    def survey(
+        self, tables: Tables, place: PlaceArrays, blocks: Iterable[Region], out: Float, workers: Workers
+    ) -> Iterator[Surveyed]:
+        """Write the difficulty of every pixel of many blocks in one call, on threads of its own."""
+        for some in _many(blocks, workers):
+            done, bad = self._engine.survey(tables.classifier, tables.window, place, some, out, workers.count)
+            if bad is not None:
+                raise self._not_finite(bad)
+            yield done
 
     def paint(
         self,
         tables: Tables,
         place: PlaceArrays,
         patch: Patch,
+        blocks: Iterable[Region],
         rule: Rule,
         difficulties: Float | None,
         class_map: NDArray[np.uint8],
-    ) -> Painted:
-        """Class, upsample and compose a block in one call."""
-        painted, finite = self._engine.paint(
-            tables.classifier, tables.window, place, patch, rule, difficulties, class_map
-        )
-        self._require(finite, patch.region)
-        return painted
+        workers: Workers,
+    ) -> Iterator[Painted]:
+        """Class, upsample and compose many blocks in one call, on threads of its own."""
+        for some in _many(blocks, workers):
+            done, bad = self._engine.paint(
+                tables.classifier,
+                tables.window,
+                place,
+                patch,
+                some,
+                rule,
+                difficulties,
+                class_map,
+                workers.count,
+            )
+            if bad is not None:
+                raise self._not_finite(patch.part(bad).region)
+            yield done
 
     def passes(self, spread: Spread) -> NativePasses:
         """Count by kernels, on as many threads as the backbone."""
@@ -153,12 +177,11 @@ class NativeBackend:
         self._engine.close()
         self._room.close()
 
-    def _require(self, finite: bool, region: Region) -> None:
-        if not finite:
-            raise BackendError(
-                f"the block at row {region.top}, column {region.left} gives NaN or infinity in fp32; its values are "
-                "beyond what the network takes"
-            )
+    def _not_finite(self, region: Region) -> BackendError:
+        return BackendError(
+            f"the block at row {region.top}, column {region.left} gives NaN or infinity in fp32; its values are "
+            "beyond what the network takes"
+        )
 
 
 def open_native(
@@ -185,6 +208,13 @@ def open_native(
     # Its weights would do, but a precision that a bundle lacks is lacking in every backend.
     bundle.graphs("fp32")
     return NativeBackend(bundle, threads=threads, memory_limit=memory_limit)
+
+
+def _many(blocks: Iterable[Region], workers: Workers) -> Iterator[list[Region]]:
+    """As many blocks at a time as are done in one call."""
+    rest = iter(blocks)
+    while some := list(itertools.islice(rest, AT_ONCE * workers.count)):
+        yield some
 
 
 def _graph(bundle: Bundle, missing: str, threads: int) -> Run | None:

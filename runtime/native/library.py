@@ -1,7 +1,7 @@
 """The shared library of kernels: whether it is there, what it can use here, and its calls on NumPy arrays.
 
 Every call comes back with a status; what went wrong in C++ is raised here. ctypes lets go of the interpreter's lock
-while a call runs, so blocks are computed side by side.
+while a call runs, so pictures of several callers are computed side by side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcsr.runtime.backends.protocol import Painted
+from pcsr.runtime.backends.protocol import Painted, Surveyed
 from pcsr.runtime.compose import Patch, read_for
 from pcsr.runtime.decision import ByThresholds, ByWeights, Rule
 from pcsr.runtime.distribution import BINS, Bins
@@ -34,6 +34,8 @@ from pcsr.runtime.native.abi import (
     PaintingStructure,
     PatchStructure,
     PlaceArrays,
+    RegionStructure,
+    SpreadStructure,
     TablesStructure,
     WeightStructure,
     declare,
@@ -81,7 +83,7 @@ class Engine:
         self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float
     ) -> bool:
         """Run the classifier on an output region, into (rows, P, columns). Says whether all was finite."""
-        return self.call("pcsr_probabilities", *self._where(tables, window, place, region), out.ctypes.data)
+        return self.call("pcsr_probabilities", *_where(tables, window, place, region), out.ctypes.data)
 
     def residuals(
         self,
@@ -95,7 +97,7 @@ class Engine:
         """Run on every pixel the upsampler of its class, into (rows, 3, columns). Says whether all was finite."""
         return self.call(
             "pcsr_residuals",
-            *self._where(tables, window, place, region),
+            *_where(tables, window, place, region),
             classes.ctypes.data,
             out.ctypes.data,
         )
@@ -110,10 +112,27 @@ class Engine:
             classes.ctypes.data,
         )
 
-    def survey(self, tables: Float, window: Region, place: PlaceArrays, region: Region, out: Float) -> bool:
-        """Write difficulties into (rows, columns), of any row stride. Says whether all was finite."""
-        stride = out.strides[0] // out.itemsize
-        return self.call("pcsr_survey", *self._where(tables, window, place, region), out.ctypes.data, stride)
+    def survey(
+        self,
+        tables: Float,
+        window: Region,
+        place: PlaceArrays,
+        blocks: Sequence[Region],
+        out: Float,
+        threads: int,
+    ) -> tuple[Surveyed, Region | None]:
+        """Write difficulties of blocks into (H, W), of any row stride; and the first block that is not finite."""
+        seconds, first = ctypes.c_double(), ctypes.c_int32()
+        finite = self.call(
+            "pcsr_survey",
+            *_here(tables, window, place),
+            ctypes.byref(_spread_structure(blocks, threads)),
+            *_rows(out),
+            ctypes.byref(seconds),
+            ctypes.byref(first),
+        )
+        done = Surveyed(sum(block.pixels for block in blocks), seconds.value)
+        return done, None if finite else blocks[first.value]
 
     def paint(
         self,
@@ -121,43 +140,42 @@ class Engine:
         window: Region,
         place: PlaceArrays,
         patch: Patch,
+        blocks: Sequence[Region],
         rule: Rule,
         difficulties: Float | None,
         class_map: NDArray[np.uint8],
-    ) -> tuple[Painted, bool]:
-        """Class, upsample and compose a block; and whether all was finite."""
+        threads: int,
+    ) -> tuple[Painted, Region | None]:
+        """Class, upsample and compose blocks of a patch; and the first of them that is not finite."""
         lr, counts, seconds = _read(patch), np.zeros(self.classes, dtype=np.int64), np.zeros(3)
+        first = ctypes.c_int32()
         # Held until the call has returned, as is everything that the structures have addresses of.
         thresholds = np.array(rule.thresholds, dtype=np.float32) if isinstance(rule, ByThresholds) else None
         weights = np.ascontiguousarray(rule.weights) if isinstance(rule, ByWeights) else None
         painting = PaintingStructure(
             None if thresholds is None else thresholds.ctypes.data,
             None if weights is None else weights.ctypes.data,
-            None if difficulties is None else difficulties.ctypes.data,
-            0 if difficulties is None else difficulties.strides[0] // difficulties.itemsize,
+            *((None, 0) if difficulties is None else _rows(difficulties)),
             class_map.ctypes.data,
             class_map.strides[0],
             counts.ctypes.data,
             seconds.ctypes.data,
         )
-        tables_, place_, _ = self._where(tables, window, place, patch.region)
         finite = self.call(
-            "pcsr_paint", tables_, place_, ctypes.byref(_patch_structure(patch, lr)), ctypes.byref(painting)
+            "pcsr_paint",
+            *_here(tables, window, place),
+            ctypes.byref(_patch_structure(patch, lr)),
+            ctypes.byref(_spread_structure(blocks, threads)),
+            ctypes.byref(painting),
+            ctypes.byref(first),
         )
         classifier, upsamplers, compose = seconds.tolist()
-        return Painted(counts.tolist(), (classifier, upsamplers, compose)), finite
+        done = Painted(counts.tolist(), (classifier, upsamplers, compose))
+        return done, None if finite else blocks[first.value]
 
     def close(self) -> None:
         """Release it; no call may be under way."""
         self._free()
-
-    def _where(self, tables: Float, window: Region, place: PlaceArrays, region: Region) -> list[Any]:
-        made = (
-            TablesStructure(tables.ctypes.data, region_structure(window)),
-            place.structure,
-            region_structure(region),
-        )
-        return [ctypes.byref(each) for each in made]
 
     def call(self, name: str, *arguments: Any) -> bool:
         """Call a function of this network; whether its values are finite."""
@@ -302,10 +320,34 @@ def open_library() -> Library:
     return Library(library, os.environ.get(INSTRUCTION_SET) or None)
 
 
+def _here(tables: Float, window: Region, place: PlaceArrays) -> list[Any]:
+    """Tables and place, for calls."""
+    return [
+        ctypes.byref(TablesStructure(tables.ctypes.data, region_structure(window))),
+        ctypes.byref(place.structure),
+    ]
+
+
+def _where(tables: Float, window: Region, place: PlaceArrays, region: Region) -> list[Any]:
+    """The same, and a region of the output."""
+    return [*_here(tables, window, place), ctypes.byref(region_structure(region))]
+
+
+def _rows(values: Float) -> tuple[int, int]:
+    """The address of an array (rows, columns), and floats from row to row."""
+    return values.ctypes.data, values.strides[0] // values.itemsize
+
+
+def _spread_structure(blocks: Sequence[Region], threads: int) -> SpreadStructure:
+    count, array = _array(RegionStructure, [region_structure(block) for block in blocks])
+    return SpreadStructure(array, count, threads)
+
+
 def _read(patch: Patch) -> NDArray[Any]:
-    """The part of the input that a patch's base reads, row after row."""
+    """The part of the input that a patch's base reads, as it lies in memory: (rows, columns, channels)."""
     read = read_for(patch.region, patch.rows, patch.columns)
-    return np.ascontiguousarray(patch.picture[read.top : read.bottom, read.left : read.right])
+    lr = patch.picture[read.top : read.bottom, read.left : read.right]
+    return lr[..., None] if lr.ndim == 2 else lr
 
 
 def _patch_structure(patch: Patch, lr: NDArray[Any]) -> PatchStructure:
@@ -313,8 +355,9 @@ def _patch_structure(patch: Patch, lr: NDArray[Any]) -> PatchStructure:
     rows, columns, read = patch.rows, patch.columns, read_for(patch.region, patch.rows, patch.columns)
     return PatchStructure(
         lr.ctypes.data,
+        *lr.strides,
         *(read.top, read.left, lr.shape[1]),
-        *(lr.shape[2] if lr.ndim == 3 else 1, SAMPLES[lr.dtype], patch.refined),
+        *(lr.shape[2], SAMPLES[lr.dtype], patch.refined),
         *(each.ctypes.data for each in (rows.low, rows.high, rows.weight)),
         *(each.ctypes.data for each in (columns.low, columns.high, columns.weight)),
         region_structure(patch.region),

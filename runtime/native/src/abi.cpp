@@ -13,7 +13,7 @@
 #include "engine.hpp"
 #include "network.hpp"
 
-#define PCSR_ABI 4
+#define PCSR_ABI 5
 #define PCSR_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -191,19 +191,22 @@ PCSR_EXPORT int pcsr_finish(const void* engine, const pcsr::Patch* patch, float*
     });
 }
 
+// Where it comes back with kNotFinite, `first` is the first such block; so for the next.
 PCSR_EXPORT int pcsr_survey(const void* engine, const pcsr::Tables* tables, const pcsr::Place* place,
-                            const pcsr::Region* region, float* out, std::int64_t stride, char* message) {
+                            const pcsr::Spread* spread, float* out, std::int64_t stride, double* seconds,
+                            std::int32_t* first, char* message) {
     return guarded(message, [&] {
-        const bool finite = static_cast<const pcsr::Engine*>(engine)->survey(*tables, *place, *region, out, stride);
-        return finite ? kDone : kNotFinite;
+        *first = static_cast<const pcsr::Engine*>(engine)->survey(*tables, *place, *spread, out, stride, seconds);
+        return *first == spread->count ? kDone : kNotFinite;
     });
 }
 
 PCSR_EXPORT int pcsr_paint(const void* engine, const pcsr::Tables* tables, const pcsr::Place* place,
-                           const pcsr::Patch* patch, const pcsr::Painting* painting, char* message) {
+                           const pcsr::Patch* patch, const pcsr::Spread* spread, const pcsr::Painting* painting,
+                           std::int32_t* first, char* message) {
     return guarded(message, [&] {
-        const bool finite = static_cast<const pcsr::Engine*>(engine)->paint(*tables, *place, *patch, *painting);
-        return finite ? kDone : kNotFinite;
+        *first = static_cast<const pcsr::Engine*>(engine)->paint(*tables, *place, *patch, *spread, *painting);
+        return *first == spread->count ? kDone : kNotFinite;
     });
 }
 

@@ -49,14 +49,14 @@ class Network final : public pcsr::Engine {
         PCSR_ISA::finish(patch, residual, classes);
     }
 
-    bool survey(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Region& region, float* out,
-                std::int64_t stride) const override {
-        return PCSR_ISA::survey(heads_, workspaces_, tables, place, region, out, stride);
+    int survey(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Spread& spread, float* out,
+               std::int64_t stride, double* seconds) const override {
+        return PCSR_ISA::survey(heads_, workspaces_, tables, place, spread, out, stride, seconds);
     }
 
-    bool paint(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Patch& patch,
-               const pcsr::Painting& painting) const override {
-        return PCSR_ISA::paint(heads_, workspaces_, tables, place, patch, painting);
+    int paint(const pcsr::Tables& tables, const pcsr::Place& place, const pcsr::Patch& patch, const pcsr::Spread& spread,
+              const pcsr::Painting& painting) const override {
+        return PCSR_ISA::paint(heads_, workspaces_, tables, place, patch, spread, painting);
     }
 
     void extremes(const float* values, std::int64_t n, float* found) const override {

@@ -38,10 +38,18 @@ struct Place {
 // Type of a picture's samples: uint8, uint16, float32.
 enum class Sample : std::int32_t { byte = 0, word = 1, real = 2 };
 
-// A block of the output and what its pixels are made of; see Patch in compose.py.
+// Blocks of an output region, in reading order, and how many threads take them one after another.
+struct Spread {
+    const Region* blocks;
+    std::int32_t count, threads;
+};
+
+// A part of the output and what its pixels are made of; see Patch in compose.py.
 struct Patch {
-    // Of the input, (rows, lr_columns, channels), from row lr_top and column lr_left on: all that the base reads.
+    // Of the input, from row lr_top and column lr_left on, lr_columns: all that the base reads. Bytes from row to row, from
+    // pixel to pixel and from channel to channel: it is where and how it is.
     const void* lr;
+    std::int64_t lr_row, lr_pixel, lr_channel;
     std::int32_t lr_top, lr_left, lr_columns;
     std::int32_t channels;
     Sample sample;
@@ -70,18 +78,18 @@ struct Rule {
     const float* weights;     // M
 };
 
-// What else painting a patch is given and gives.
+// What else painting the blocks of a patch is given and gives.
 struct Painting {
     Rule rule;
-    // Difficulties of the patch's region, floats from row to row; null: the classifier is run.
+    // Difficulties of the whole output, floats from row to row; null: the classifier is run.
     const float* difficulties;
     std::int64_t difficulty_stride;
-    // Of the inner region, bytes from row to row.
+    // Of the patch's inner region, bytes from row to row.
     std::uint8_t* class_map;
     std::int64_t class_stride;
-    // Of each class the pixels of the inner region.
+    // Of each class the pixels of all blocks.
     std::int64_t* counts;
-    // Of classifier, upsamplers, compose.
+    // Of classifier, upsamplers, compose: all threads' together.
     double* seconds;
 };
 
@@ -107,11 +115,13 @@ class Engine {
     // residual: (rows, 3, columns) of the patch's region, overwritten; classes: (rows, columns).
     virtual void finish(const Patch&, float* residual, const std::uint8_t* classes) const = 0;
 
-    // out: difficulties, floats from row to row. Says whether everything was finite.
-    virtual bool survey(const Tables&, const Place&, const Region&, float* out, std::int64_t stride) const = 0;
+    // out: difficulties of the whole output, floats from row to row, written where blocks are; seconds: all threads' together.
+    // This one and the next return the first block that is not finite, which ends the work, and the count where all are.
+    virtual int survey(const Tables&, const Place&, const Spread&, float* out, std::int64_t stride, double* seconds) const = 0;
 
-    // Classes, residuals and finish in one. Says whether everything was finite.
-    virtual bool paint(const Tables&, const Place&, const Patch&, const Painting&) const = 0;
+    // Classes, residuals and finish in one. Blocks lie in the patch's inner region; each is computed with a margin of one
+    // pixel, as far as the patch's region goes, where it is refined.
+    virtual int paint(const Tables&, const Place&, const Patch&, const Spread&, const Painting&) const = 0;
 
     // found: the least and the greatest of n values, one or more.
     virtual void extremes(const float* values, std::int64_t n, float* found) const = 0;

@@ -85,11 +85,12 @@ class Rows {
 
     void make(std::int32_t number, float* out) {
         const int channels = patch_.channels, columns = patch_.region.columns(), left = patch_.region.left;
-        const Sample* samples = static_cast<const Sample*>(patch_.lr) +
-                                static_cast<std::size_t>(number - patch_.lr_top) * patch_.lr_columns * channels;
+        const std::uint8_t* row = static_cast<const std::uint8_t*>(patch_.lr) + (number - patch_.lr_top) * patch_.lr_row;
         for (int c = 0; c < channels; ++c) {
             for (int j = 0; j < patch_.lr_columns; ++j) {
-                planar_.data()[j] = static_cast<float>(samples[j * channels + c]) / kFullScale<Sample>;
+                Sample sample;  // which may lie at any address
+                std::memcpy(&sample, row + j * patch_.lr_pixel + c * patch_.lr_channel, sizeof sample);
+                planar_.data()[j] = static_cast<float>(sample) / kFullScale<Sample>;
             }
             for (int x = 0; x < columns; x += kLanes) {
                 const int n = columns - x;

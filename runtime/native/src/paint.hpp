@@ -1,4 +1,5 @@
-// All that is done to a block, in one call: so its values stay in the cache, and Python has its lock once.
+// All that is done to a block, so that its values stay in the cache, and that for many blocks in one call, on threads of its
+// own, so that Python is entered once and has no part in what thread does what. What each returns: see engine.hpp.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +10,9 @@
 
 namespace PCSR_ISA {
 
-bool survey(const Heads& heads, Workspaces& workspaces, const pcsr::Tables& tables, const pcsr::Place& place,
-            const pcsr::Region& region, float* out, std::int64_t stride);
-bool paint(const Heads& heads, Workspaces& workspaces, const pcsr::Tables& tables, const pcsr::Place& place,
-           const pcsr::Patch& patch, const pcsr::Painting& painting);
+int survey(const Heads& heads, Workspaces& workspaces, const pcsr::Tables& tables, const pcsr::Place& place,
+           const pcsr::Spread& spread, float* out, std::int64_t stride, double* seconds);
+int paint(const Heads& heads, Workspaces& workspaces, const pcsr::Tables& tables, const pcsr::Place& place,
+          const pcsr::Patch& patch, const pcsr::Spread& spread, const pcsr::Painting& painting);
 
 }  // namespace PCSR_ISA

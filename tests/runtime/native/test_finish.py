@@ -130,6 +130,34 @@ def test_blocks_change_no_byte(backend: NativeBackend) -> None:
     np.testing.assert_array_equal(parts, whole)
 
 
+@pytest.mark.parametrize("dtype", list(FULL))
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda picture: picture[::-1],
+        lambda picture: picture[:, ::-2],
+        lambda picture: picture[..., ::-1],
+        lambda picture: picture.transpose(1, 0, 2),
+        lambda picture: np.broadcast_to(picture[:, :1], picture.shape),
+    ],
+    ids=["upside down", "every other column", "channels the other way", "columns first", "a column repeated"],
+)
+def test_a_picture_is_read_as_it_lies_in_memory(backend: NativeBackend, dtype: str, view: Any) -> None:
+    picture = view(random_picture(9, 20, 3, dtype))
+    h, w = picture.shape[:2]
+    copied = both(backend, np.ascontiguousarray(picture), (2 * h, 3 * w))
+    for found, expected in zip(both(backend, picture, (2 * h, 3 * w)), copied, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_samples_may_lie_at_any_address(backend: NativeBackend) -> None:
+    picture = random_picture(9, 20, 3, "float32")
+    shifted = np.empty(picture.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(picture.shape)
+    shifted[:] = picture
+    assert not shifted.flags.aligned
+    np.testing.assert_array_equal(both(backend, shifted, (18, 60))[1], both(backend, picture, (18, 60))[1])
+
+
 def test_halves_go_to_the_even_level(backend: NativeBackend) -> None:
     picture = np.zeros((1, 6, 1), np.uint8)
     region = Region(0, 1, 0, 6)
