@@ -39,7 +39,7 @@ from pcsr.runtime.options import Account, Decision, Options, Progress, PutRows, 
 from pcsr.runtime.progress import ShareDone
 from pcsr.runtime.room import Room
 from pcsr.runtime.row_source import RowSource
-from pcsr.runtime.tiling import Region, Tile, blocks, choose_tile, equal_parts, plan_tiles
+from pcsr.runtime.tiling import Region, RowsDone, Tile, blocks, choose_tile, equal_parts, plan_tiles
 
 __all__ = ["HostRoad", "Inference", "Resources"]
 
@@ -105,7 +105,7 @@ class HostRoad:
     def compute_rows(
         self, prepared: NDArray[Any] | RowSource, options: Options, progress: Progress | None, put: PutRows
     ) -> Account:
-        """Upscale it and hand out rows, those of one row of tiles at a time."""
+        """Upscale it and hand out rows while the next are made."""
         return Inference(self._resources, prepared, options, progress, put).run()
 
     def deliver(self, computed: Result) -> Result:
@@ -202,22 +202,21 @@ class Inference:
     def _canvas(self, top: int, bottom: int) -> None:
         """Room for output rows: all of them, or those of one row of tiles."""
         shape = (bottom - top, self.size[1])
-        self.top = top
+        self.top = self.handed_out = top
         self.image = np.empty((*shape, *self.picture.shape[2:]), dtype=self.picture.dtype)
         self.class_map = np.empty(shape, dtype=np.uint8)
 
     def _paint(self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None) -> None:
         """Colour a tile, and hand out the rows that it completes."""
-        if self.put is None:
-            self._colour(tile, tables, rule, difficulty)
-            return
-        if tile.hr.left == 0:
+        if self.put is not None and tile.hr.left == 0:
             self._canvas(tile.hr.top, tile.hr.bottom)
-        self._colour(tile, tables, rule, difficulty)
-        if tile.hr.right == self.size[1]:
-            started = time.perf_counter()
-            self.put(self.image, self.class_map)
-            self.seconds["delivery"] += time.perf_counter() - started
+        for bottom in self._colour(tile, tables, rule, difficulty):
+            if self.put is not None and tile.hr.right == self.size[1] and bottom > self.handed_out:
+                started = time.perf_counter()
+                rows = slice(self.handed_out - self.top, bottom - self.top)
+                self.put(self.image[rows], self.class_map[rows])
+                self.handed_out = bottom
+                self.seconds["delivery"] += time.perf_counter() - started
 
     def _plan(self) -> tuple[list[Tile], bool]:
         """Tiles, and whether the tables of all of them may be kept between two sweeps."""
@@ -241,7 +240,8 @@ class Inference:
         block = self.backend.block * (REFINED_BLOCKS if self.options.refine else 1)
         self.block = max(LEAST_BLOCK, min(block, most))
         workers = max(1, min(self.resources.threads, most // self.block))
-        self.workers = Workers(workers, self.resources.threads, self.resources.pool)
+        eager = self.put is not None
+        self.workers = Workers(workers, self.resources.threads, self.resources.pool, eager)
         fixed = given + difficulty + output + workers * self.block * self.backend.block_bytes
         side = choose_tile(
             h,
@@ -302,17 +302,23 @@ class Inference:
             self.seconds["classifier"] += some.seconds / self.workers.count
             self.progress.add_output(some.pixels)
 
-    def _colour(self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None) -> None:
+    def _colour(
+        self, tile: Tile, tables: Tables, rule: Rule, difficulty: NDArray[np.float32] | None
+    ) -> Iterator[int]:
+        """Colour a tile; yields now and then the output row above which all of its rows are done."""
         refined, inner = self.options.refine, tile.hr
         region = inner.grown(1 if refined else 0, *self.size)
         canvas = Region(self.top, self.top + len(self.image), 0, self.size[1])
         out, class_map = cut(self.image, inner, canvas), cut(self.class_map, inner, canvas)
         patch = Patch(self.picture, self.rows, self.columns, region, inner, refined, out)
-        cut_up = blocks(inner, self.rows, pixels=self.block)
+        cut_up = list(blocks(inner, self.rows, pixels=self.block))
+        done = RowsDone(cut_up)
         for some in self.backend.paint(
             tables, self.place, patch, cut_up, rule, difficulty, class_map, self.workers
         ):
             for stage, seconds in zip(("classifier", "upsamplers", "compose"), some.seconds, strict=True):
                 self.seconds[stage] += seconds / self.workers.count
             self.counts += some.counts
-            self.progress.add_output(sum(some.counts))
+            pixels = sum(some.counts)
+            self.progress.add_output(pixels)
+            yield done.add(pixels)

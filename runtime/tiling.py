@@ -7,7 +7,7 @@ columns are indexed globally, so nothing at a seam differs but the rounding of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ import numpy as np
 from pcsr.runtime.errors import MemoryLimitError, OptionError
 from pcsr.runtime.geometry import Axis
 
-__all__ = ["Region", "Tile", "blocks", "choose_tile", "equal_parts", "plan_tiles"]
+__all__ = ["Region", "RowsDone", "Tile", "blocks", "choose_tile", "equal_parts", "plan_tiles"]
 
 MIN_TILE = 16
 # Sides that a tile may have, at most. With the first the halo costs under 6 % in each direction.
@@ -118,6 +118,30 @@ def blocks(region: Region, rows: Axis, *, pixels: int, columns: int = 2048) -> I
     for top, bottom in pairwise(edges):
         for left in range(region.left, region.right, width):
             yield Region(top, bottom, left, min(left + width, region.right))
+
+
+class RowsDone:
+    """Which rows of a region are complete, while its blocks are done one after another."""
+
+    def __init__(self, blocks: Sequence[Region]) -> None:
+        """Begin.
+
+        Args:
+            blocks: of the region, in reading order.
+        """
+        self._blocks = iter(blocks)
+        self._right = max((block.right for block in blocks), default=0)
+        self._above = self._left_over = 0
+
+    def add(self, pixels: int) -> int:
+        """The row above which everything is done after so many pixels more, those of whole blocks; 0 if none is."""
+        self._left_over += pixels
+        while self._left_over:
+            block = next(self._blocks)
+            self._left_over -= block.pixels
+            if block.right == self._right:
+                self._above = block.bottom
+        return self._above
 
 
 def choose_tile(

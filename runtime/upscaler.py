@@ -203,7 +203,7 @@ class Upscaler:
     ) -> Account:
         """Upscale a picture and hand out its rows as they are done, so that the whole never needs to be in memory.
 
-        The rows are those that a call gives. On a device they come all at once.
+        The rows are those that a call gives, a megapixel or two at a time. On a device they come all at once.
 
         Args:
             picture: as for a call; a NumPy array, or rows that are read as they are needed.

@@ -23,11 +23,13 @@ class Workers:
         count: of blocks that may be worked on at once; their memory is planned for.
         threads: of the pool, as many or more.
         pool: shared with other pictures.
+        eager: somebody waits for blocks that are done, to encode their rows meanwhile.
     """
 
     count: int
     threads: int
     pool: Executor
+    eager: bool = False
 
     def each(self, work: Callable[[Region], T], blocks: Iterable[Region]) -> Iterator[T]:
         """Like `map` on the pool, a few blocks ahead, none left running when the caller stops."""

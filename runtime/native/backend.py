@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 # Measured (docs/performance.md): of 16 k pixels they take more processor time in all, larger ones gain nothing.
 BLOCK = 1 << 15
 # Blocks of each worker that are done in one call: a tenth of a second or so, in which no progress is told and no
-# interrupt heard, and at whose end workers wait for one another.
-AT_ONCE = 32
+# interrupt heard, and at whose end workers wait for one another. Fewer where somebody waits for what is done.
+AT_ONCE, AT_ONCE_EAGER = 32, 8
 # Residuals and classes, and for M = 16 the probabilities, their products with weights and the argmax of these.
 BLOCK_BYTES = 192
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
@@ -213,7 +213,8 @@ def open_native(
 def _many(blocks: Iterable[Region], workers: Workers) -> Iterator[list[Region]]:
     """As many blocks at a time as are done in one call."""
     rest = iter(blocks)
-    while some := list(itertools.islice(rest, AT_ONCE * workers.count)):
+    each = AT_ONCE_EAGER if workers.eager else AT_ONCE
+    while some := list(itertools.islice(rest, each * workers.count)):
         yield some
 
 

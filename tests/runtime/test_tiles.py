@@ -24,7 +24,7 @@ from rounded_means import adaptive_intervals, assert_thresholds_within
 from pcsr.runtime import Result, Upscaler
 from pcsr.runtime.errors import MemoryLimitError
 from pcsr.runtime.geometry import axis, output_size
-from pcsr.runtime.tiling import Region, equal_parts, plan_tiles
+from pcsr.runtime.tiling import Region, RowsDone, blocks, equal_parts, plan_tiles
 
 NEAR = 5e-5
 COLOUR_TOLERANCE = 2e-5
@@ -272,3 +272,30 @@ def test_parts_are_as_few_as_they_can_be_and_of_nearly_equal_length(length: int,
 def test_tiles_are_of_nearly_equal_size(small_bundle: Path) -> None:
     with Upscaler.open(small_bundle, threads=1, tile=32) as up:
         assert up(PHOTO[:50, :67], scale=2).tile == (25, 23)
+
+
+@settings(deadline=None)
+@given(
+    top=st.integers(0, 30),
+    left=st.integers(0, 30),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    cut=st.tuples(st.integers(1, 200), st.integers(1, 40)),
+    data=st.data(),
+)
+def test_rows_are_done_when_all_blocks_of_theirs_are(
+    top: int, left: int, size: tuple[int, int], cut: tuple[int, int], data: st.DataObject
+) -> None:
+    region = Region(top, top + size[0], left, left + size[1])
+    cut_up = list(blocks(region, axis(20, 60), pixels=cut[0], columns=cut[1]))
+    done, missing = RowsDone(cut_up), np.zeros((60, 60), dtype=bool)
+    missing[region.top : region.bottom, region.left : region.right] = True
+    while cut_up:
+        count = data.draw(st.integers(1, len(cut_up)))
+        some, cut_up = cut_up[:count], cut_up[count:]
+        for block in some:
+            missing[block.top : block.bottom, block.left : block.right] = False
+        above = done.add(sum(block.pixels for block in some))
+        incomplete = np.flatnonzero(missing.any(axis=1))
+        first = incomplete[0] if len(incomplete) else region.bottom
+        assert above == (first if first > region.top else 0)
+    assert above == region.bottom

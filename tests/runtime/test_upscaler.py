@@ -117,6 +117,29 @@ def test_rows_handed_out_are_the_picture(
 
 
 @pytest.mark.parametrize("rule", [{}, {"adaptive": True}, {"budget": 0.4, "refine": True}])
+@pytest.mark.parametrize("tile", [None, 30])
+@pytest.mark.parametrize("backend", ["native", "onnxruntime"])
+def test_rows_are_handed_out_before_their_tiles_are_complete(
+    small_bundle: Path,
+    photo: np.ndarray,
+    rule: dict[str, Any],
+    tile: int | None,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pcsr.runtime.native.backend.AT_ONCE_EAGER", 1)
+    with Upscaler.open(small_bundle, threads=1, tile=tile, backend=backend) as up:
+        expected = up(photo, scale=14, **rule)
+        bands: list[tuple[np.ndarray, np.ndarray]] = []
+        up.upscale_rows(photo, lambda *rows: bands.append(rows), scale=14, **rule)
+
+    assert len(bands) > (1 if tile is None else 2)
+    assert all(len(image) == len(classes) > 0 for image, classes in bands)
+    np.testing.assert_array_equal(np.concatenate([image for image, _ in bands]), expected.image)
+    np.testing.assert_array_equal(np.concatenate([classes for _, classes in bands]), expected.class_map)
+
+
+@pytest.mark.parametrize("rule", [{}, {"adaptive": True}, {"budget": 0.4, "refine": True}])
 @pytest.mark.parametrize("tile", [None, 16])
 def test_rows_that_are_read_as_they_are_needed_give_the_same_picture(
     small_bundle: Path, photo: np.ndarray, rule: dict[str, Any], tile: int | None
