@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from pcsr.runtime.room import Room
 from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region, RowsDone, Tile, blocks, choose_tile, equal_parts, plan_tiles
 
-__all__ = ["HostRoad", "Inference", "Resources"]
+__all__ = ["HostRoad", "Inference", "Places", "Resources"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,19 @@ logger = logging.getLogger(__name__)
 REFINED_BLOCKS = 2
 # Pixels of a block where memory is scarce.
 LEAST_BLOCK = 1 << 12
+
+
+class Places:
+    """What a backend makes of the geometry of pictures, kept for the next of the same size: most often there is one."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Keep two."""
+
+        @lru_cache(maxsize=2)
+        def made(h: int, w: int, size: tuple[int, int]) -> Any:
+            return backend.place(axis(h, size[0]), axis(w, size[1]))
+
+        self.of, self.clear = made, made.cache_clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,7 @@ class Resources:
         memory_limit: bytes that one picture may take, itself and its result included.
         tile: side of the tiles in input pixels, at most, that was asked for.
         room: memory for what a picture needs of its own while it is computed.
+        places: of recent pictures.
     """
 
     backend: Backend
@@ -72,6 +87,7 @@ class Resources:
     memory_limit: int
     tile: int | None
     room: Room
+    places: Places
 
 
 class HostRoad:
@@ -120,6 +136,7 @@ class HostRoad:
         self._resources.pool.shutdown()
         self._resources.backend.close()
         self._resources.room.close()
+        self._resources.places.clear()
 
 
 class Inference:
@@ -156,7 +173,7 @@ class Inference:
     def run(self) -> Account:
         started = time.perf_counter()
         tiles, kept = self._plan()
-        self.place = self.backend.place(self.rows, self.columns)
+        self.place = self.resources.places.of(*self.picture.shape[:2], self.size)
         if self.put is None:
             self._canvas(0, self.size[0])
         if self.options.kind == "k":

@@ -23,7 +23,7 @@ from pcsr.runtime.errors import ClosedError, OptionError
 from pcsr.runtime.files import FileRequest, FileResult, upscale_file
 from pcsr.runtime.folder.plan import Job
 from pcsr.runtime.folder.refusals import refuse_for_one
-from pcsr.runtime.inference import HostRoad, Resources
+from pcsr.runtime.inference import HostRoad, Places, Resources
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, fill_transparent
@@ -74,6 +74,7 @@ class Upscaler:
                 memory_limit=memory_limit,
                 tile=tile,
                 room=Room(memory_limit),
+                places=Places(backend),
             )
             self._road = HostRoad(self._resources)
         self._idle = threading.Condition()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator
 
@@ -22,7 +21,7 @@ from pcsr.runtime.native.abi import PlaceArrays
 from pcsr.runtime.native.library import NativePasses, open_library
 from pcsr.runtime.room import Room
 from pcsr.runtime.terms import terms
-from pcsr.runtime.tiling import Region
+from pcsr.runtime.tiling import Region, equal_parts
 
 __all__ = ["NativeBackend", "open_native"]
 
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 1 << 15
 # Blocks of each worker that are done in one call: a tenth of a second or so, in which no progress is told and no
 # interrupt heard, and at whose end workers wait for one another. Fewer where somebody waits for what is done.
-AT_ONCE, AT_ONCE_EAGER = 32, 8
+AT_ONCE, AT_ONCE_EAGER = 48, 8
 # Residuals and classes, and for M = 16 the probabilities, their products with weights and the argmax of these.
 BLOCK_BYTES = 192
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
@@ -211,11 +210,14 @@ def open_native(
 
 
 def _many(blocks: Iterable[Region], workers: Workers) -> Iterator[list[Region]]:
-    """As many blocks at a time as are done in one call."""
-    rest = iter(blocks)
-    each = AT_ONCE_EAGER if workers.eager else AT_ONCE
-    while some := list(itertools.islice(rest, each * workers.count)):
-        yield some
+    """As many blocks at a time as are done in one call, nearly the same number in each."""
+    rest = list(blocks)
+    if not rest:
+        return
+    most = workers.count * (AT_ONCE_EAGER if workers.eager else AT_ONCE)
+    part = equal_parts(len(rest), most)
+    for first in range(0, len(rest), part):
+        yield rest[first : first + part]
 
 
 def _graph(bundle: Bundle, missing: str, threads: int) -> Run | None:

@@ -12,6 +12,7 @@ import skimage.data
 
 from pcsr.runtime import Upscaler
 from pcsr.runtime.errors import CancelledError, ClosedError, MemoryLimitError, OptionError, PictureError
+from pcsr.runtime.geometry import Axis
 from pcsr.runtime.pictures.streamed import ReadRows, StreamedRows
 
 
@@ -167,6 +168,30 @@ def test_rows_that_are_read_as_they_are_needed_give_the_same_picture(
     np.testing.assert_array_equal(np.concatenate(bands), expected.image)
     if tile is not None:
         assert max(held) < 60
+
+
+@pytest.mark.parametrize("backend", ["native", "onnxruntime"])
+def test_what_depends_on_sizes_alone_is_made_once_for_pictures_of_a_size(
+    small_bundle: Path, photo: np.ndarray, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, ...]] = []
+    with Upscaler.open(small_bundle, threads=2, backend=backend) as up:
+        kind, place = type(up._backend), type(up._backend).place
+
+        def noted(self: Any, rows: Axis, columns: Axis) -> Any:
+            made.append((rows.lr, rows.hr, columns.lr, columns.hr))
+            return place(self, rows, columns)
+
+        monkeypatch.setattr(kind, "place", noted)
+        first = up(photo, scale=2)
+        flipped = up(photo[::-1], scale=2, k=1)
+        turned = up(photo.transpose(1, 0, 2), scale=2)
+        again = up(photo, scale=2)
+        larger = up(photo, size=(101, 134))
+    assert made == [(50, 100, 67, 134), (67, 134, 50, 100), (50, 101, 67, 134)]
+    np.testing.assert_array_equal(again.image, first.image)
+    for result, shape in ((flipped, (100, 134, 3)), (turned, (134, 100, 3)), (larger, (101, 134, 3))):
+        assert result.image.shape == shape
 
 
 def test_what_takes_rows_can_end_the_work(up: Upscaler, photo: np.ndarray) -> None:
