@@ -8,6 +8,7 @@ Everything here is one-dimensional: an axis of `lr` input and `hr` output pixels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,7 @@ def axis(lr: int, hr: int) -> Axis:
     )
 
 
-def output_size(h: int, w: int, scale: float | None, size: tuple[int, int] | None) -> tuple[int, int]:
+def output_size(h: int, w: int, scale: float | None, size: Sequence[int] | None) -> tuple[int, int]:
     """Output (H, W) for an (h, w) picture.
 
     A scale rounds `side * scale` half to even, as the published program does (15 * 2.5 = 37.5 becomes 38,
@@ -87,16 +88,17 @@ def output_size(h: int, w: int, scale: float | None, size: tuple[int, int] | Non
         if scale is None:
             raise OptionError("give exactly one of scale and size")
         size = round(h * scale), round(w * scale)
-    if size[0] < h or size[1] < w:
+    height, width = map(int, size)
+    if height < h or width < w:
         raise OptionError(
-            f"output {size[1]}x{size[0]} is smaller than the picture, {w}x{h}; "
+            f"output {width}x{height} is smaller than the picture, {w}x{h}; "
             "super-resolution enlarges: ask for at least the picture's own size"
         )
-    if max(size) > MAX_SIDE:
+    if max(height, width) > MAX_SIDE:
         raise OptionError(
-            f"output {size[1]}x{size[0]} has a side above {MAX_SIDE} pixels; ask for a smaller one"
+            f"output {width}x{height} has a side above {MAX_SIDE} pixels; ask for a smaller one"
         )
-    return size
+    return height, width
 
 
 def scale_key(h: int, w: int, scale: float | None, size: tuple[int, int]) -> float:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,13 +35,14 @@ from pcsr.runtime.decision import (
 )
 from pcsr.runtime.errors import OptionError
 from pcsr.runtime.geometry import axis, output_size, scale_key
+from pcsr.runtime.kept_geometry import KeptGeometry, geometry_bytes
 from pcsr.runtime.options import Account, Decision, Options, Progress, PutRows, Result
 from pcsr.runtime.progress import ShareDone
 from pcsr.runtime.room import Room
 from pcsr.runtime.row_source import RowSource
 from pcsr.runtime.tiling import Region, RowsDone, Tile, blocks, choose_tile, equal_parts, plan_tiles
 
-__all__ = ["HostRoad", "Inference", "Places", "Resources"]
+__all__ = ["HostRoad", "Inference", "Resources"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +50,8 @@ logger = logging.getLogger(__name__)
 REFINED_BLOCKS = 2
 # Pixels of a block where memory is scarce.
 LEAST_BLOCK = 1 << 12
-
-
-class Places:
-    """What a backend makes of the geometry of pictures, kept for the next of the same size: most often there is one."""
-
-    def __init__(self, backend: Backend) -> None:
-        """Keep two."""
-
-        @lru_cache(maxsize=2)
-        def made(h: int, w: int, size: tuple[int, int]) -> Any:
-            return backend.place(axis(h, size[0]), axis(w, size[1]))
-
-        self.of, self.clear = made, made.cache_clear
+# Output pixels that are handed out together, or more, until the last of a tile: whoever takes them should have work.
+HANDED_OUT = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +66,7 @@ class Resources:
         memory_limit: bytes that one picture may take, itself and its result included.
         tile: side of the tiles in input pixels, at most, that was asked for.
         room: memory for what a picture needs of its own while it is computed.
-        places: of recent pictures.
+        geometry: what depends on the sizes of the last picture alone.
     """
 
     backend: Backend
@@ -87,7 +76,7 @@ class Resources:
     memory_limit: int
     tile: int | None
     room: Room
-    places: Places
+    geometry: KeptGeometry
 
 
 class HostRoad:
@@ -136,7 +125,7 @@ class HostRoad:
         self._resources.pool.shutdown()
         self._resources.backend.close()
         self._resources.room.close()
-        self._resources.places.clear()
+        self._resources.geometry.close()
 
 
 class Inference:
@@ -173,7 +162,7 @@ class Inference:
     def run(self) -> Account:
         started = time.perf_counter()
         tiles, kept = self._plan()
-        self.place = self.resources.places.of(*self.picture.shape[:2], self.size)
+        self.place = self.resources.geometry.place(self.rows, self.columns)
         if self.put is None:
             self._canvas(0, self.size[0])
         if self.options.kind == "k":
@@ -228,7 +217,9 @@ class Inference:
         if self.put is not None and tile.hr.left == 0:
             self._canvas(tile.hr.top, tile.hr.bottom)
         for bottom in self._colour(tile, tables, rule, difficulty):
-            if self.put is not None and tile.hr.right == self.size[1] and bottom > self.handed_out:
+            if self.put is None or tile.hr.right < self.size[1]:
+                continue
+            if bottom == tile.hr.bottom or (bottom - self.handed_out) * self.size[1] >= HANDED_OUT:
                 started = time.perf_counter()
                 rows = slice(self.handed_out - self.top, bottom - self.top)
                 self.put(self.image[rows], self.class_map[rows])
@@ -259,7 +250,8 @@ class Inference:
         workers = max(1, min(self.resources.threads, most // self.block))
         eager = self.put is not None
         self.workers = Workers(workers, self.resources.threads, self.resources.pool, eager)
-        fixed = given + difficulty + output + workers * self.block * self.backend.block_bytes
+        place = geometry_bytes(self.backend, self.size)
+        fixed = given + difficulty + output + place + workers * self.block * self.backend.block_bytes
         side = choose_tile(
             h,
             w,

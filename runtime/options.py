@@ -23,7 +23,8 @@ Progress = Callable[[float], object]
 
 PutRows = Callable[[NDArray[Any], NDArray[np.uint8]], object]
 """Called with the next rows of the upscaled picture, (rows, W) or (rows, W, channels), and of the class map,
-(rows, W), from top to bottom. The arrays are the caller's."""
+(rows, W), from top to bottom. The arrays are the caller's. They are views of a row of tiles: all of it stays as long
+as one of them."""
 
 DecisionKind = Literal["k", "adaptive", "budget"]
 
@@ -124,7 +125,9 @@ class Account:
         decision: rule and thresholds.
         cost: of this picture.
         milliseconds: wall time per stage, in order of the road, and "total". Stages that run on several
-            threads at once are counted in thread time divided by the number of threads.
+            threads at once are counted in thread time divided by how many may work. Where rows are handed out and
+            graphs compute, blocks go on while rows are delivered: all stages together may then take more than the
+            total.
         tile: LR size (h, w) of a full tile; the picture's own size when it was not tiled.
         backend: what ran, like "onnxruntime".
         provider: the execution provider that ran, like "CPUExecutionProvider".

@@ -19,7 +19,7 @@ from pcsr.runtime.geometry import Axis
 __all__ = ["Region", "RowsDone", "Tile", "blocks", "choose_tile", "equal_parts", "plan_tiles"]
 
 MIN_TILE = 16
-# Sides that a tile may have, at most. With the first the halo costs under 6 % in each direction.
+# Sides that a tile may have, at most. With the first, CARN sees 6 % of the pixels twice in each direction.
 LADDER = (640, 512, 384, 256, 192, 128, 96, 64, 48, 32, MIN_TILE)
 
 

@@ -23,7 +23,8 @@ from pcsr.runtime.errors import ClosedError, OptionError
 from pcsr.runtime.files import FileRequest, FileResult, upscale_file
 from pcsr.runtime.folder.plan import Job
 from pcsr.runtime.folder.refusals import refuse_for_one
-from pcsr.runtime.inference import HostRoad, Places, Resources
+from pcsr.runtime.inference import HostRoad, Resources
+from pcsr.runtime.kept_geometry import KeptGeometry
 from pcsr.runtime.machine import total_memory, usable_cores
 from pcsr.runtime.options import Account, Options, Progress, PutRows, Result
 from pcsr.runtime.pictures import MAX_PIXELS, Encoding, fill_transparent
@@ -74,7 +75,7 @@ class Upscaler:
                 memory_limit=memory_limit,
                 tile=tile,
                 room=Room(memory_limit),
-                places=Places(backend),
+                geometry=KeptGeometry(backend, memory_limit),
             )
             self._road = HostRoad(self._resources)
         self._idle = threading.Condition()
@@ -204,7 +205,7 @@ class Upscaler:
     ) -> Account:
         """Upscale a picture and hand out its rows as they are done, so that the whole never needs to be in memory.
 
-        The rows are those that a call gives, a megapixel or two at a time. On a device they come all at once.
+        The rows are those that a call gives, half a megapixel or more at a time. On a device they come all at once.
 
         Args:
             picture: as for a call; a NumPy array, or rows that are read as they are needed.

@@ -86,7 +86,10 @@ class Backend(Protocol):
         """Bytes that `tables` takes over a window of h×w input pixels, its result included."""
 
     def place(self, rows: Axis, columns: Axis) -> Any:
-        """What depends on the geometry of a picture alone, made once per picture and handed back below."""
+        """What depends on the sizes of a picture alone, handed back below.
+
+        Pictures of the same sizes, also at the same time, are given the same one: nothing may change it.
+        """
 
     def tables(self, lr: Float, window: Region) -> Tables:
         """Run the backbone over a window.

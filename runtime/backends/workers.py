@@ -39,7 +39,9 @@ class Workers:
         pending = [self.pool.submit(work, block) for block in itertools.islice(rest, ahead)]
         try:
             while pending:
-                yield pending.pop(0).result()
+                result = pending[0].result()
+                del pending[0]
+                yield result
                 pending += [self.pool.submit(work, block) for block in itertools.islice(rest, 1)]
         finally:
             for future in pending:

@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 
 # Measured (docs/performance.md): of 16 k pixels they take more processor time in all, larger ones gain nothing.
 BLOCK = 1 << 15
-# Blocks of each worker that are done in one call: a tenth of a second or so, in which no progress is told and no
-# interrupt heard, and at whose end workers wait for one another. Fewer where somebody waits for what is done.
-AT_ONCE, AT_ONCE_EAGER = 48, 8
+# Output pixels of each worker that are done in one call, in which no progress is told and no interrupt heard, and at
+# whose end workers wait for one another: 1.5 million take a tenth of a second by AVX-512, half a second where all are
+# heavy. Fewer where somebody waits for what is done.
+AT_ONCE, AT_ONCE_EAGER = 48 * BLOCK, 8 * BLOCK
 # Residuals and classes, and for M = 16 the probabilities, their products with weights and the argmax of these.
 BLOCK_BYTES = 192
 # Heads' parts of a table row begin at multiples of it, and kernels read a group of pixels beyond the last column.
@@ -191,7 +192,7 @@ def open_native(
     Args:
         bundle: whose weights to run; its graphs are not.
         precision: "fp32", or "auto", which is the same.
-        threads: of the backbone, and of the workers that will call.
+        threads: of the backbone, and most that work on blocks.
         memory_limit: bytes that a picture may take; None: none is known.
 
     Raises:
@@ -210,14 +211,22 @@ def open_native(
 
 
 def _many(blocks: Iterable[Region], workers: Workers) -> Iterator[list[Region]]:
-    """As many blocks at a time as are done in one call, nearly the same number in each."""
-    rest = list(blocks)
-    if not rest:
+    """As many blocks at a time as are done in one call, one for each worker at least; about the same pixels in each."""
+    waiting = list(blocks)
+    if not waiting:
         return
     most = workers.count * (AT_ONCE_EAGER if workers.eager else AT_ONCE)
-    part = equal_parts(len(rest), most)
-    for first in range(0, len(rest), part):
-        yield rest[first : first + part]
+    part = equal_parts(sum(block.pixels for block in waiting), most)
+    some: list[Region] = []
+    pixels = 0
+    for block in waiting:
+        some.append(block)
+        pixels += block.pixels
+        if pixels >= part and len(some) >= workers.count:
+            yield some
+            some, pixels = [], 0
+    if some:
+        yield some
 
 
 def _graph(bundle: Bundle, missing: str, threads: int) -> Run | None:

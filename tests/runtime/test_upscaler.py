@@ -129,6 +129,7 @@ def test_rows_are_handed_out_before_their_tiles_are_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pcsr.runtime.native.backend.AT_ONCE_EAGER", 1)
+    monkeypatch.setattr("pcsr.runtime.inference.HANDED_OUT", 1 << 16)
     with Upscaler.open(small_bundle, threads=1, tile=tile, backend=backend) as up:
         expected = up(photo, scale=14, **rule)
         bands: list[tuple[np.ndarray, np.ndarray]] = []
@@ -136,6 +137,9 @@ def test_rows_are_handed_out_before_their_tiles_are_complete(
 
     assert len(bands) > (1 if tile is None else 2)
     assert all(len(image) == len(classes) > 0 for image, classes in bands)
+    # Not row by row: whoever takes them is called for that.
+    width = expected.class_map.shape[1]
+    assert sum(len(classes) * width < 1 << 16 for _, classes in bands) <= (1 if tile is None else 2)
     np.testing.assert_array_equal(np.concatenate([image for image, _ in bands]), expected.image)
     np.testing.assert_array_equal(np.concatenate([classes for _, classes in bands]), expected.class_map)
 
@@ -185,13 +189,22 @@ def test_what_depends_on_sizes_alone_is_made_once_for_pictures_of_a_size(
         monkeypatch.setattr(kind, "place", noted)
         first = up(photo, scale=2)
         flipped = up(photo[::-1], scale=2, k=1)
-        turned = up(photo.transpose(1, 0, 2), scale=2)
         again = up(photo, scale=2)
+        turned = up(photo.transpose(1, 0, 2), scale=2)
         larger = up(photo, size=(101, 134))
     assert made == [(50, 100, 67, 134), (67, 134, 50, 100), (50, 101, 67, 134)]
     np.testing.assert_array_equal(again.image, first.image)
     for result, shape in ((flipped, (100, 134, 3)), (turned, (134, 100, 3)), (larger, (101, 134, 3))):
         assert result.image.shape == shape
+
+
+@pytest.mark.parametrize("size", [[101, 134], (np.int64(101), np.int64(134))])
+def test_a_size_is_any_pair_of_whole_numbers(up: Upscaler, photo: np.ndarray, size: Any) -> None:
+    expected = up(photo, size=(101, 134)).image
+    np.testing.assert_array_equal(up(photo, size=size).image, expected)
+    rows: list[np.ndarray] = []
+    up.upscale_rows(photo, lambda image, _: rows.append(image), size=size)
+    np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
 def test_what_takes_rows_can_end_the_work(up: Upscaler, photo: np.ndarray) -> None:

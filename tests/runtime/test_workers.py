@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -31,12 +31,16 @@ def test_results_come_in_order(pool: ThreadPoolExecutor) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_no_more_blocks_run_at_once_than_there_is_memory_for(pool: ThreadPoolExecutor, count: int) -> None:
     running, most, lock = 0, 0, threading.Lock()
+    together = threading.Barrier(count)
 
     def work(block: Region) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
+        # The first ones, who wait for one another, show that no fewer may run.
+        if block.top < count:
+            together.wait(timeout=60)
         time.sleep(0.002)
         with lock:
             running -= 1
@@ -59,6 +63,26 @@ def test_whoever_stops_leaves_no_work_running(pool: ThreadPoolExecutor) -> None:
     results.close()  # type: ignore[attr-defined]
     assert sorted(begun) == sorted(done)
     assert len(done) < 20
+
+
+def test_an_interrupt_leaves_no_work_running(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def work(block: Region) -> None:
+        begun.set()
+        time.sleep(0.2)
+        done.set()
+
+    def interrupted(future: Future[None], timeout: float | None = None) -> None:
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(Workers(1, 4, pool).each(work, BLOCKS))
+    assert done.is_set()
 
 
 def test_an_error_comes_at_its_blocks_turn(pool: ThreadPoolExecutor) -> None:

@@ -151,7 +151,7 @@ def test_blocks_and_threads_change_no_byte(
     assert paint([inner], 1, known) == expected
     for count in range(1, 6):
         # With one, several calls in a row.
-        monkeypatch.setattr(native, "AT_ONCE", 3 if count == 1 else 32)
+        monkeypatch.setattr(native, "AT_ONCE", 1 if count == 1 else 1 << 20)
         blocks, found = parts(inner, 1 + count, 31 * count), np.zeros(OUTPUT, np.float32)
         surveyed = list(backend.survey(tables, place, parts(region, 3, 40), found, workers(count)))
         assert sum(each.pixels for each in surveyed) == region.pixels
@@ -215,7 +215,7 @@ def test_the_block_that_is_not_finite_is_named(
                 small.survey(workers(count))
 
 
-@pytest.mark.parametrize("at_once", [1, 32])
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
 def test_of_several_blocks_that_are_not_finite_the_first_is_named(
     at_once: int, open_random, workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
