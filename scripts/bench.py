@@ -155,6 +155,11 @@ def main(
         calibration=calibration,
     )
     check_names(plan.competitors)
+    if plot is not None and pictures.truth is None and len(plan.sizes) < 2:
+        # Minutes before there would be nothing to draw.
+        raise OptionError(
+            "--plot draws time against PSNR, for which it needs --truth, or against several --sizes"
+        )
     with TemporaryDirectory() as made:
         networks = load_networks(checkpoint, dense, cast(Random | None, random), Path(made))
         if before is not None:

@@ -12,15 +12,15 @@ second-level cache; the last one is a whole backbone, with what strips compute t
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import msgspec
+from bench_machine import commit, processor
 from peaks import compiler
 from rich.console import Console
 from rich.table import Table
@@ -55,10 +55,12 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All runs and where they were."""
+    """All runs, where and when they were."""
 
     processor: str
     compiler: str
+    commit: str
+    date: str
     rounds: int
     runs: tuple[Run, ...]
 
@@ -115,14 +117,6 @@ def print_run(run: Run) -> None:
     Console(width=100).print(table)
 
 
-def processor() -> str:
-    """Its name, as the system says."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True)
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write the numbers here.")
@@ -134,8 +128,14 @@ def main(*, rounds: int, report: Path | None) -> None:
         runs.append(run)
     if report is not None:
         said = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True)
+        here = processor()
         made = Report(
-            f"{processor()}, {os.cpu_count()} cores", said.stdout.splitlines()[0], rounds, tuple(runs)
+            processor=f"{here.model} ({here.vendor}), {here.cores} cores",
+            compiler=said.stdout.splitlines()[0],
+            commit=commit(),
+            date=time.strftime("%Y-%m-%d"),
+            rounds=rounds,
+            runs=tuple(runs),
         )
         write_whole(report, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
 

@@ -16,7 +16,7 @@ from peaks import measure_peaks
 
 from pcsr.runtime.machine import usable_cores
 
-__all__ = ["VECTOR_UNITS", "begin", "ended", "machine_class", "processor"]
+__all__ = ["VECTOR_UNITS", "begin", "commit", "ended", "machine_class", "processor"]
 
 CPUINFO, CACHES = Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu/cpu0/cache")
 VECTOR_UNITS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")

@@ -214,6 +214,13 @@ def test_a_record_is_shown_as_it_was_printed(ran: Ran) -> None:
         assert (ran.folder / "again" / name).read_bytes() == (ran.folder / "plots" / name).read_bytes()
 
 
+def test_plots_of_nothing_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    refused = bench("no-such-network", "--plot", tmp_path / "plots")
+    assert refused.returncode == 2
+    assert "--truth" in refused.stderr
+    assert not (tmp_path / "plots").exists()
+
+
 def test_a_missing_library_is_told_and_the_rest_runs(
     networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
