@@ -17,20 +17,13 @@
 #include <thread>
 #include <vector>
 
+#include "expect.hpp"
 #include "failing_memory.hpp"
 #include "reference.hpp"
 
 namespace {
 
 using namespace PCSR_ISA;
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-    if (holds) return;
-    ++failures;
-    std::printf("FAILED: %s\n", what.c_str());
-}
 
 struct Free {
     void operator()(Backbone* backbone) const { free_backbone(backbone); }

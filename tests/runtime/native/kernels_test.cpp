@@ -15,20 +15,13 @@
 #include <vector>
 
 #include "engine.hpp"
+#include "expect.hpp"
 #include "failing_memory.hpp"
 #include "random_network.hpp"
 
 namespace {
 
 using namespace random_network;
-
-int failures = 0;
-
-void expect(bool right, const std::string& what) {
-    if (right) return;
-    std::printf("failed: %s\n", what.c_str());
-    ++failures;
-}
 
 bool near(const Exact<float>& a, const Exact<float>& b) {
     float worst = 0, largest = 1;
